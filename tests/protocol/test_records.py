@@ -1,0 +1,60 @@
+"""The records between nodes: what is encoded is decoded the same, and what is unknown is ignored."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yanchat.model import ACKED, GIVEN_UP, Envelope, MessageId, Node, Notice, OpenId, SessionId
+from yanchat.protocol import records
+
+users = st.sampled_from(["ann", "bob", "a:b@c|d"]).map(OpenId)
+ids = st.integers(0, (1 << 128) - 1).map(lambda value: MessageId(f"{value:032x}"))
+keys = st.lists(st.tuples(ids, users), max_size=4).map(tuple)
+sessions = st.lists(st.sampled_from(["n:1_ann_20240102102737", "s-2"]).map(SessionId), min_size=1, max_size=3).map(
+    tuple
+)
+nodes = st.sampled_from([Node("127.0.0.1:8084"), Node("[::1]:80")])
+times = st.integers(0, 1 << 47)
+envelopes = st.builds(
+    Envelope,
+    order=st.integers(0, (1 << 63) - 1),
+    message_id=ids,
+    recipient=users,
+    sender=users,
+    sender_name=st.text(max_size=9),
+    request_id=st.text(max_size=9),
+    text=st.text(max_size=30),
+    file_type=st.integers(-(1 << 63), (1 << 63) - 1),
+    accepted_at=times,
+)
+notices = st.builds(
+    Notice,
+    order=st.integers(0, (1 << 63) - 1),
+    message_id=ids,
+    recipient=users,
+    sender=users,
+    request_id=st.text(max_size=9),
+    rank=st.sampled_from([ACKED, GIVEN_UP]),
+    at=times,
+)
+any_record = st.one_of(
+    st.builds(records.Push, nodes, envelopes, sessions, st.sampled_from(["first", "retry"]), st.booleans()),
+    st.builds(records.Tell, nodes, notices, sessions),
+    st.builds(records.Pull, nodes, users, st.just(SessionId("s"))),
+    st.builds(records.Close, nodes, st.just(SessionId("s")), st.integers(1000, 4999), st.text(max_size=9)),
+    st.builds(records.Arrived, nodes, keys),
+    st.builds(records.Acked, nodes, keys),
+    st.builds(records.Told, nodes, keys, st.sampled_from([ACKED, GIVEN_UP])),
+    st.builds(records.Gone, nodes, st.lists(st.tuples(users, st.just(SessionId("s")))).map(tuple)),
+)
+
+
+@given(any_record)
+def test_a_record_survives_the_bus(record: records.Record) -> None:
+    assert records.decode(*records.encode(record, "i")) == record
+
+
+@given(st.dictionaries(st.sampled_from(["kind", "origin", "sessions", "cause"]), st.text(max_size=9)), st.binary())
+def test_what_is_unknown_or_broken_is_ignored(headers: dict[str, str], value: bytes) -> None:
+    assert records.decode(headers, value) is None or headers.get("kind") in records.KINDS.values()

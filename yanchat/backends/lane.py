@@ -1,0 +1,160 @@
+"""A thread that owns a blocking driver and serves its queue in batches; callers await their jobs on the trio loop.
+
+All that is queued goes through one transaction, and all of it is completed with a single wake-up of the loop, in the
+order in which it was queued. No driver is known here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+import outcome
+import trio
+
+from yanchat.errors import StoreUnavailable
+
+D = TypeVar("D", bound="Driver")
+R = TypeVar("R")
+MAX_BATCH = 512
+LAZY_DELAY = 0.05
+
+
+class Driver(Protocol):
+    """What a lane drives. `begin`, `commit` and `rollback` may raise; so may `map_error`'s argument's origin."""
+
+    def begin(self) -> None: ...
+    def commit(self) -> None: ...
+    def rollback(self) -> None: ...
+    def close(self) -> None: ...
+    def map_error(self, error: Exception) -> Exception: ...
+
+
+class _Job(Generic[D]):
+    __slots__ = ("lazy", "result", "task", "work")
+
+    def __init__(self, work: Callable[[D], Any], lazy: bool, task: trio.lowlevel.Task) -> None:
+        self.work, self.lazy = work, lazy
+        self.task: trio.lowlevel.Task | None = task
+        self.result: outcome.Outcome[Any] = outcome.Error(StoreUnavailable("The store is closed; start the node."))
+
+
+class Lane(Generic[D]):
+    """Serves jobs until `close`. `make` opens the driver inside the thread; its errors come out of `open`."""
+
+    def __init__(self, name: str, make: Callable[[], D]) -> None:
+        self._make, self._name = make, name
+        self._queue: deque[_Job[D]] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._thread: threading.Thread | None = None
+        self.last_ok = True
+        """Whether the last batch was committed."""
+
+    async def open(self) -> None:
+        """Start the thread and open the driver; raises what opening raised."""
+        self._token = trio.lowlevel.current_trio_token()
+        opened: outcome.Outcome[None] | None = None
+        done = trio.Event()
+
+        def tell(result: outcome.Outcome[None]) -> None:
+            nonlocal opened
+            opened = result
+            done.set()
+
+        self._thread = threading.Thread(target=self._serve, args=(tell,), name=self._name, daemon=True)
+        self._thread.start()
+        with trio.CancelScope(shield=True):
+            await done.wait()
+        assert opened is not None
+        opened.unwrap()
+
+    async def close(self) -> None:
+        """Finish what is queued, close the driver, end the thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not None:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._thread.join)
+
+    async def run(self, work: Callable[[D], R], *, lazy: bool = False) -> R:
+        """Run `work` on the driver and wait until it is committed. Cancelled: it took effect or not.
+
+        A lazy job waits up to 50 ms for company.
+        """
+        job: _Job[D] = _Job(work, lazy, trio.lowlevel.current_task())
+        with self._wake:
+            if self._closing:
+                raise StoreUnavailable("The store is closed; start the node.")
+            self._queue.append(job)
+            self._wake.notify()
+
+        def abort(_: Any) -> trio.lowlevel.Abort:
+            job.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        result: R = await trio.lowlevel.wait_task_rescheduled(abort)
+        return result
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+    def _serve(self, tell: Callable[[outcome.Outcome[None]], None]) -> None:
+        try:
+            driver = self._make()
+        except Exception as error:
+            self._soon(tell, outcome.Error(error))
+            return
+        self._soon(tell, outcome.Value(None))
+        while (jobs := self._take()) is not None:
+            self._batch(driver, jobs)
+            self._soon(_complete, jobs)
+        driver.close()
+
+    def _take(self) -> list[_Job[D]] | None:
+        with self._wake:
+            while not self._queue:
+                if self._closing:
+                    return None
+                self._wake.wait()
+            if all(job.lazy for job in self._queue) and not self._closing:
+                self._wake.wait_for(lambda: self._closing or not all(job.lazy for job in self._queue), LAZY_DELAY)
+            return [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
+
+    def _batch(self, driver: D, jobs: list[_Job[D]]) -> None:
+        """All in one transaction; when that fails, each in one of its own, so that one cannot spoil the others."""
+        try:
+            self._transaction(driver, jobs)
+            self.last_ok = True
+        except Exception as error:
+            if len(jobs) == 1:
+                self.last_ok = False
+                jobs[0].result = outcome.Error(driver.map_error(error))
+                return
+            for job in jobs:
+                self._batch(driver, [job])
+
+    def _transaction(self, driver: D, jobs: list[_Job[D]]) -> None:
+        driver.begin()
+        try:
+            for job in jobs:
+                job.result = outcome.Value(job.work(driver))
+            driver.commit()
+        except BaseException:
+            driver.rollback()
+            raise
+
+    def _soon(self, call: Callable[..., object], *args: object) -> None:
+        assert self._token is not None
+        try:
+            self._token.run_sync_soon(call, *args)
+        except trio.RunFinishedError:
+            pass  # the loop is over: nobody waits any more
+
+
+def _complete(jobs: list[_Job[Any]]) -> None:
+    for job in jobs:
+        if job.task is not None:
+            trio.lowlevel.reschedule(job.task, job.result)

@@ -1,0 +1,1 @@
+"""SQLite: the message table of both profiles, and the registry and bus of nodes that share a directory."""

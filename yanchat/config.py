@@ -1,0 +1,85 @@
+"""The settings: frozen, complete, checked. Defaults < TOML file < environment < flags; what is unknown is an error."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+KiB: Final = 1024
+MiB: Final = 1024 * KiB
+DAY: Final = 86400.0
+BUS_RETENTION: Final = 7 * DAY
+"""Seconds that the bus of the embedded profile keeps a record for a node that does not fetch it."""
+
+
+class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    listen: str = "127.0.0.1:8084"
+    advertise: str = ""
+    """`host:port` under which the other nodes know this one; empty: the listen address."""
+    state_dir: str = ""
+    profile: Literal["embedded"] = "embedded"
+    sessions: Literal["multi", "single"] = "multi"
+    time_zone: str = "UTC"
+    """IANA name; for the `date` of frames."""
+    insecure: bool = False
+    """Allow auth mode none on an address that is not loopback."""
+
+
+class AuthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    mode: Literal["none"] = "none"
+
+
+class OriginSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    allow: tuple[str, ...] = ()
+    """Origins of browsers that may connect; empty: any."""
+
+
+class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sizes in bytes, times in seconds; a rate of 0 means no limit."""
+
+    message_size: int = 64 * KiB
+    inflight: int = 256
+    outgoing_buffer: int = 1 * MiB
+    handshake: float = 5.0
+    ping: float = 25.0
+    idle: float = 60.0
+    stalled: float = 10.0
+    """How long a client may read nothing of what waits for it (4008)."""
+    sessions_per_user: int = 8
+    connections: int = 100_000
+    connections_per_address: int = 10_000
+    messages_per_second: float = 2000.0
+    bytes_per_second: float = 16.0 * MiB
+    pending_per_sender: int = 100_000
+    pending_per_pair: int = 10_000
+    pending_per_recipient: int = 50_000
+    window: int = 64
+    window_bytes: int = 256 * KiB
+    disk_reserve: int = 256 * MiB
+
+
+class RedeliverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Seconds."""
+
+    first: float = 5.0
+    factor: float = 3.0
+    longest: float = 300.0
+    lifetime: float = 7 * DAY
+    keep: float = 15 * DAY
+
+
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: Literal["auto", "console", "json"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings of one node, each section a struct of its own."""
+
+    node: NodeSettings = NodeSettings()
+    auth: AuthSettings = AuthSettings()
+    origins: OriginSettings = OriginSettings()
+    limits: LimitSettings = LimitSettings()
+    redelivery: RedeliverySettings = RedeliverySettings()
+    log: LogSettings = LogSettings()

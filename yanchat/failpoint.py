@@ -1,0 +1,38 @@
+"""Named points at which a test may kill the process as if by kill -9. Unarmed, `hit` costs one comparison.
+
+Armed by the environment variable YANCHAT_FAILPOINT (`NAME` or `NAME:N` for the N-th pass), read once by the daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+NAMES = (
+    "before-commit",
+    "after-commit",
+    "push",
+    "before-ack-commit",
+    "after-ack-commit",
+    "bus-publish",
+    "offset-commit",
+)
+
+_left: dict[str, int] = {}
+
+
+def arm(spec: str) -> None:
+    """Arm one point. Raises ValueError with the known names when there is no such point."""
+    name, _, count = spec.partition(":")
+    if name not in NAMES or (count and not count.isdigit()):
+        raise ValueError(f"no fail point {spec!r}; there are {', '.join(NAMES)}, each with an optional :N")
+    _left[name] = int(count or 1)
+
+
+def hit(name: str) -> None:
+    """Pass the point; kill this process when it is armed and its count has run down."""
+    if not _left or name not in _left:
+        return
+    _left[name] -= 1
+    if _left[name] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)

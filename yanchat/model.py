@@ -1,0 +1,153 @@
+"""The things that yanchat speaks of, as frozen records. No behaviour, no I/O, no wire names."""
+
+from __future__ import annotations
+
+from typing import Final, NewType
+
+import msgspec
+
+Node = NewType("Node", str)
+"""A node's advertised `host:port`."""
+OpenId = NewType("OpenId", str)
+"""A user."""
+MessageId = NewType("MessageId", str)
+"""32 lower-case hex digits."""
+SessionId = NewType("SessionId", str)
+"""`<node>_<openid>_<yyyymmddHHMMSS>`, with `-2` and so on for a second one in that second; never used twice."""
+
+Key = tuple[MessageId, OpenId]
+"""What is stored, acked and told: one message to one recipient."""
+Place = tuple[Node, SessionId]
+"""Where a session is."""
+
+OPEN: Final = 0
+GIVEN_UP: Final = 1
+ACKED: Final = 2
+"""The ranks of a row. A rank only rises; `told` is the rank that its sender knows."""
+
+
+class Envelope(msgspec.Struct, frozen=True, gc=False):
+    """One message to one recipient, as accepted. `order` ascends in the order of acceptance on one node."""
+
+    order: int
+    message_id: MessageId
+    recipient: OpenId
+    sender: OpenId
+    sender_name: str
+    request_id: str
+    text: str
+    file_type: int
+    accepted_at: int
+    """Milliseconds since the epoch."""
+
+    @property
+    def key(self) -> Key:
+        return self.message_id, self.recipient
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One row of the message table as it stands on disk; times are milliseconds since the epoch, 0 for never."""
+
+    envelope: Envelope
+    rank: int = OPEN
+    told: int = OPEN
+    attempts: int = 0
+    sent_at: int = 0
+    """First push to a session of the recipient."""
+    arrived_at: int = 0
+    """First time a recipient's node said that it was handed to the session."""
+    settled_at: int = 0
+    """When the rank last rose."""
+    told_at: int = 0
+
+    @property
+    def state(self) -> str:
+        """pending, delivered or expired: the words of the command line."""
+        return ("pending", "expired", "delivered")[self.rank]
+
+
+class Step(msgspec.Struct, frozen=True, gc=False):
+    """What is to be written of a row, found by its order. Lower ranks and zero times never overwrite higher ones."""
+
+    order: int
+    rank: int = OPEN
+    told: int = OPEN
+    attempts: int = 0
+    sent_at: int = 0
+    arrived_at: int = 0
+    settled_at: int = 0
+    told_at: int = 0
+
+
+class AckEntry(msgspec.Struct, frozen=True, gc=False):
+    """A recipient's ack as the inbox records it."""
+
+    key: Key
+    origins: tuple[Node, ...]
+    """Nodes other than this one that the message came from."""
+    order: int = 0
+    """The order of this node's own row, 0 when it did not accept the message itself."""
+    attempts: int = 0
+    sent_at: int = 0
+    at: int = 0
+
+
+class Notice(msgspec.Struct, frozen=True, gc=False):
+    """What a sender is told of one (message, recipient)."""
+
+    order: int
+    message_id: MessageId
+    recipient: OpenId
+    sender: OpenId
+    request_id: str
+    rank: int
+    at: int
+    """Milliseconds since the epoch: when the rank rose."""
+
+    @property
+    def key(self) -> Key:
+        return self.message_id, self.recipient
+
+
+class SessionRecord(msgspec.Struct, frozen=True):
+    """A session's entry in the registry: a lease that lives as long as its node's incarnation."""
+
+    session_id: SessionId
+    openid: OpenId
+    node: Node
+    incarnation: str
+    user_name: str
+    connected_at: int
+    """Milliseconds since the epoch, by the node's clock."""
+    remote: str
+    stamp: int = 0
+    """The registry's own time at the first claim; set by the registry."""
+
+
+class NodeRecord(msgspec.Struct, frozen=True):
+    """A node's entry in the registry."""
+
+    node: Node
+    incarnation: str
+    store: str
+    """The random id of its message table: who holds the address."""
+    url: str
+    started_at: int
+    version: str
+    state: str = "up"
+    """up or draining, as the node says; dead when its lease has lapsed, as the registry says."""
+    admin: str = ""
+    age: float = 0.0
+    """Seconds since the last heartbeat; set by the registry."""
+    sessions: int = 0
+    """Set by the registry."""
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """How many rows stand in each state, those purged included where it says so."""
+
+    pending: int = 0
+    delivered: int = 0
+    expired: int = 0
+    untold: int = 0
+    """Settled, but the sender does not know yet."""

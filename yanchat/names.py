@@ -1,0 +1,59 @@
+"""Every name that yanchat uses in Redis and Kafka, and a node's slug: the one place where they are spelled."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+KEY_PREFIX: Final = "yan_"
+TOPIC_PREFIX: Final = "websocket-"
+ACK_TOPIC_PREFIX: Final = "netty-ack-"
+GROUP_PREFIX: Final = "group"
+
+_NOT_SLUG = re.compile(r"[^A-Za-z0-9]+")
+
+
+def slug(node: str) -> str:
+    """The node's address with every run of other characters than letters and digits turned into one `-`.
+
+    >>> slug("192.168.56.1:8084")
+    '192-168-56-1-8084'
+    """
+    return _NOT_SLUG.sub("-", node).strip("-")
+
+
+def node_key(node: str, prefix: str = KEY_PREFIX) -> str:
+    """Redis hash with a time to live: one node's record."""
+    return f"{prefix}websocket_server:{node}"
+
+
+def nodes_key(prefix: str = KEY_PREFIX) -> str:
+    """Redis sorted set of all nodes by last heartbeat."""
+    return f"{prefix}websocket_servers"
+
+
+def node_sessions_key(node: str, prefix: str = KEY_PREFIX) -> str:
+    """Redis set of the session ids on one node."""
+    return f"{prefix}serverclients_{node}"
+
+
+def user_key(openid: str, prefix: str = KEY_PREFIX) -> str:
+    """Redis hash of one user: session id to its entry."""
+    return f"{prefix}client_{openid}"
+
+
+def pending_key(openid: str, prefix: str = KEY_PREFIX) -> str:
+    """Redis set of the nodes that hold messages or notices for an absent user."""
+    return f"{prefix}pending_{openid}"
+
+
+def message_topic(node: str, prefix: str = TOPIC_PREFIX) -> str:
+    return prefix + slug(node)
+
+
+def ack_topic(node: str, prefix: str = ACK_TOPIC_PREFIX) -> str:
+    return prefix + slug(node)
+
+
+def group(node: str, prefix: str = GROUP_PREFIX) -> str:
+    return prefix + slug(node)

@@ -1,0 +1,255 @@
+"""The ports: what a node needs of a registry, a bus and a message table, and what it may rely on.
+
+Each is an ABC; `tests/contracts` holds every backend to it. All coroutine methods take batches, may be cancelled at
+any await (the call then took effect or not, and may be repeated), and may be repeated without harm.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from random import Random
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from yanchat.model import (
+    AckEntry,
+    Envelope,
+    Key,
+    MessageId,
+    Node,
+    NodeRecord,
+    OpenId,
+    Row,
+    SessionRecord,
+    Step,
+    Totals,
+)
+from yanchat.protocol.records import Record, Topic
+
+
+class Clock(NamedTuple):
+    """Time and chance, given to every part by the composition root."""
+
+    wall: Callable[[], int]
+    """Milliseconds since the epoch; may step."""
+    monotonic: Callable[[], float]
+    """Seconds; never steps; trio's clock."""
+    rng: Random
+
+
+class Registry(ABC):
+    """Who is where in the cluster. Entries are leases: those of a node that is not live count for nothing.
+
+    Every method raises RegistryUnavailable when the registry cannot be reached.
+    """
+
+    @abstractmethod
+    async def join(self, record: NodeRecord) -> None:
+        """Take the address for this incarnation, for one lease.
+
+        A live node with another `store` holds it: AddressTaken. The same store takes over at once.
+        """
+
+    @abstractmethod
+    async def renew(self, record: NodeRecord) -> bool:
+        """Renew the lease and the record's state. False: the lease has lapsed or is gone; join again.
+
+        Another incarnation stands under the name: AddressTaken.
+        """
+
+    @abstractmethod
+    async def leave(self, record: NodeRecord) -> None:
+        """Remove the node's record, if it is still this incarnation's."""
+
+    @abstractmethod
+    async def nodes(self) -> list[NodeRecord]:
+        """All nodes that are known, with `age` and `sessions`; a lapsed one has the state `dead`."""
+
+    @abstractmethod
+    async def forget(self, record: NodeRecord) -> None:
+        """Remove a dead node's record, if it is still this incarnation's and still dead."""
+
+    @abstractmethod
+    async def claim(self, sessions: Sequence[SessionRecord]) -> list[bool]:
+        """Enter sessions. For each: was it news? An entry that is there keeps its stamp."""
+
+    @abstractmethod
+    async def release(self, sessions: Sequence[SessionRecord]) -> None:
+        """Remove entries by session id (ids are never used twice, so removing one's own is always safe)."""
+
+    @abstractmethod
+    async def reap(self, sessions: Sequence[SessionRecord]) -> None:
+        """Remove entries of dead incarnations: each only while it stands so and that incarnation is not live."""
+
+    @abstractmethod
+    async def locate(self, openids: Sequence[OpenId]) -> Mapping[OpenId, Sequence[SessionRecord]]:
+        """The sessions of these users on live incarnations; a user without any may be missing from the answer."""
+
+    @abstractmethod
+    async def sessions(self, *, node: Node | None = None, openid: OpenId | None = None) -> list[SessionRecord]:
+        """All entries, also those of dead incarnations: of one node, of one user, or of all."""
+
+    @abstractmethod
+    async def enter(self, node: Node, openids: Sequence[OpenId]) -> None:
+        """Put the node into these users' pending sets."""
+
+    @abstractmethod
+    async def leave_pending(self, node: Node, openids: Sequence[OpenId]) -> None:
+        """Take the node out of these users' pending sets."""
+
+    @abstractmethod
+    async def pending(self, openids: Sequence[OpenId]) -> Mapping[OpenId, Sequence[Node]]:
+        """The live nodes that hold something for each of these users; users without any may be missing."""
+
+    @abstractmethod
+    async def epoch(self) -> str:
+        """Changes when what was written may have been lost (another server answers)."""
+
+
+class Batch(ABC):
+    """Some records of one topic, in order."""
+
+    records: Sequence[Record]
+    caught_up: bool
+    """With this batch everything that the topic held at the subscription has been handed over."""
+
+    @abstractmethod
+    async def commit(self) -> None:
+        """These and all before are done: never hand them over again. Without it they come again after a restart."""
+
+
+class Bus(ABC):
+    """Records between nodes. May lose, repeat and delay; keeps the order of one topic and key in normal running."""
+
+    @abstractmethod
+    def publish(self, node: Node, records: Sequence[Record], stored: Callable[[bool], None] | None = None) -> None:
+        """Send to a node, also to one that is down. Never blocks, never raises.
+
+        `stored` is called once, on the trio loop: True when all of these are stored, False when perhaps not.
+        """
+
+    @abstractmethod
+    def subscribe(self, topic: Topic) -> AbstractAsyncContextManager[AsyncIterator[Batch]]:
+        """This node's own records of a topic, from the last commit on. The first batch comes at once, maybe empty."""
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Wait until everything published so far is stored or given up; callers bound it with a timeout."""
+
+
+Tray = Literal["messages", "notices"]
+
+
+class Waiting(NamedTuple):
+    """How many open rows one sender has for one recipient."""
+
+    sender: OpenId
+    recipient: OpenId
+    rows: int
+
+
+class RowFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rows a person asks for; None means any."""
+
+    recipient: OpenId | None = None
+    message_id: MessageId | None = None
+    states: tuple[str, ...] = ()
+    """Any of pending, delivered, expired, untold; empty means all."""
+    accepted_before: int | None = None
+    limit: int = 1000
+
+
+class Outbox(ABC):
+    """The messages accepted here: one row for each (message id, recipient).
+
+    Every method raises StoreUnavailable when the store cannot serve; then nothing of the call has taken effect.
+    """
+
+    store_id: str
+    """Random, made with the store, never changes."""
+
+    @abstractmethod
+    async def add(self, messages: Sequence[Sequence[Envelope]], *, notify: bool = True) -> list[list[bool]]:
+        """Store messages durably, each with all of its recipients. For each row: was it news?
+
+        When it returns, all of it is on disk. A (message id, recipient) that is there stays as it is.
+        With `notify` false the sender wants no notice.
+        """
+
+    @abstractmethod
+    async def record(self, steps: Sequence[Step]) -> None:
+        """Write steps; ranks only rise. Lazy: it may wait a moment for company, but returns when it is on disk."""
+
+    @abstractmethod
+    async def open_rows(self, openid: OpenId, tray: Tray, limit: int) -> list[Row]:
+        """The oldest rows: open messages to this user, or settled messages from him that he has not been told of."""
+
+    @abstractmethod
+    async def users_with_open_rows(self, after: str, limit: int) -> list[OpenId]:
+        """Users with anything in either tray, ascending, from the first behind `after`."""
+
+    @abstractmethod
+    async def waiting(self) -> list[Waiting]:
+        """Open rows counted by sender and recipient."""
+
+    @abstractmethod
+    async def find(self, keys: Sequence[Key]) -> list[Row | None]:
+        """The rows of these keys."""
+
+    @abstractmethod
+    async def search(self, what: RowFilter) -> list[Row]:
+        """Rows for a person, oldest first."""
+
+    @abstractmethod
+    async def expired(self, accepted_before: int, settled_before: int, limit: int) -> list[Row]:
+        """Open rows accepted before the first time, and untold ones whose rank rose before the second (ms)."""
+
+    @abstractmethod
+    async def totals(self) -> Totals:
+        """Counts by state, those purged included."""
+
+    @abstractmethod
+    async def purge(self, before: int, limit: int) -> int:
+        """Remove up to `limit` finished rows accepted before, and acks recorded before (ms). How many went."""
+
+    @abstractmethod
+    async def last_order(self) -> int:
+        """The highest order ever given, 0 at first; survives a purge."""
+
+    @abstractmethod
+    async def mark(self, name: str, value: int) -> int:
+        """Keep the highest value ever given under a name; the one before, 0 at first."""
+
+    @abstractmethod
+    def healthy(self) -> bool:
+        """Whether the last write went through."""
+
+
+class Inbox(ABC):
+    """What users here have acked: the dedup record of what came from other nodes."""
+
+    @abstractmethod
+    async def known(self, keys: Sequence[Key]) -> list[bool]:
+        """Whether each was acked here before, as another node's message or as our own."""
+
+    @abstractmethod
+    async def ack(self, entries: Sequence[AckEntry]) -> list[int]:
+        """Record acks durably; our own rows rise to acked in the same step. For each: its place in the ack log.
+
+        The place is 0 where no other node has to be told.
+        """
+
+    @abstractmethod
+    async def recipients(self, message_id: MessageId) -> tuple[dict[OpenId, int], list[OpenId]]:
+        """Whom this message is for, as far as is known here: our own rows (recipient to order), and those who acked."""
+
+    @abstractmethod
+    async def unsent(self, limit: int) -> list[tuple[int, AckEntry]]:
+        """Acks behind the published watermark, oldest first, with their places."""
+
+    @abstractmethod
+    async def published(self, place: int) -> None:
+        """All acks up to this place have left for their origins."""

@@ -1,0 +1,248 @@
+"""The wire frames between a client and its node: decode, encode, the table of types. Nothing here keeps state.
+
+What a client may send is decoded into Send, Ack or Heartbeat; all else raises Refused. What a node sends is built
+from byte templates, whose parts are JSON already: an openid, an id and a node's address need no escaping (`OPENID`),
+all other text passes through `json_text`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import Final
+
+import msgspec
+
+from yanchat.errors import Refused
+from yanchat.model import ACKED, Envelope, MessageId, Notice, OpenId, SessionId
+from yanchat.protocol.ids import order_text
+
+OPENID: Final = re.compile(r"[A-Za-z0-9\-_.:@|=+]{1,128}")
+MAX_RECIPIENTS: Final = 100
+MAX_REQUEST_ID: Final = 64
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
+_INT64 = range(-(1 << 63), 1 << 63)
+
+json_text = msgspec.json.Encoder().encode
+"""Any string as JSON bytes, quotes included."""
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """Type 1: `{"type": 1, "params": {"toMessageId": "BOB", "message": "hello", "fileType": 0}}`."""
+
+    recipients: tuple[OpenId, ...]
+    text: str
+    file_type: int
+    request_id: str | None
+
+
+class Ack(msgspec.Struct, frozen=True, gc=False):
+    """Type 15: `{"type": 15, "params": {"from": "client", "msgid": "…", "fromUser": "…", "toUser": "…"}}`.
+
+    Only `msgid` counts: who the message is from and for, the node's own record says.
+    """
+
+    message_id: str
+
+
+class Heartbeat(msgspec.Struct, frozen=True, gc=False):
+    """Type 11: `{"type": 11}`."""
+
+
+class _SendParams(msgspec.Struct, gc=False):
+    toMessageId: str | list[str]
+    message: str
+    fileType: int | str = 0
+
+
+class _SendFrame(msgspec.Struct, gc=False, tag_field="type", tag=1):
+    params: _SendParams
+    requestId: str | None = None
+
+
+class _AckParams(msgspec.Struct, gc=False):
+    msgid: str
+
+
+class _AckFrame(msgspec.Struct, gc=False, tag_field="type", tag=15):
+    params: _AckParams
+
+
+class _HeartbeatFrame(msgspec.Struct, gc=False, tag_field="type", tag=11):
+    pass
+
+
+_decode = msgspec.json.Decoder(_SendFrame | _AckFrame | _HeartbeatFrame).decode
+_HEARTBEAT = Heartbeat()
+
+
+def decode(data: bytes | str) -> Send | Ack | Heartbeat:
+    """Read a client's frame. Raises Refused(400) with a sentence for anything that is not one, whatever the bytes."""
+    try:
+        frame = _decode(data)
+    except msgspec.ValidationError as error:
+        raise Refused(400, f"The frame is not understood: {error}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise Refused(400, "The frame is not JSON; send one JSON object in each text frame.") from None
+    except RecursionError:
+        raise Refused(400, "The frame is nested too deeply.") from None
+    if type(frame) is _SendFrame:
+        return _send(frame)
+    if type(frame) is _AckFrame:
+        return Ack(frame.params.msgid)
+    return _HEARTBEAT
+
+
+def _send(frame: _SendFrame) -> Send:
+    params, request_id = frame.params, frame.requestId
+    to = params.toMessageId
+    if type(to) is str:
+        recipients: tuple[OpenId, ...] = (OpenId(to),)
+    else:
+        recipients = tuple(dict.fromkeys(map(OpenId, to)))
+        if not 1 <= len(to) <= MAX_RECIPIENTS:
+            raise Refused(400, f"toMessageId must name 1 to {MAX_RECIPIENTS} recipients, not {len(to)}.")
+    for recipient in recipients:
+        check_openid(recipient, "toMessageId")
+    file_type = params.fileType
+    if isinstance(file_type, str):
+        if not _INTEGER.fullmatch(file_type):
+            raise Refused(400, "fileType must be an integer.")
+        file_type = int(file_type)
+    if file_type not in _INT64:
+        raise Refused(400, "fileType must fit into 64 bits.")
+    if request_id is not None:
+        check_request_id(request_id)
+    return Send(recipients, params.message, file_type, request_id)
+
+
+def check_openid(text: str, what: str) -> OpenId:
+    """The openid, if it is one; else Refused(400)."""
+    if not OPENID.fullmatch(text):
+        raise Refused(400, f"{what} must be 1 to 128 characters out of ASCII letters, digits and -_.:@|=+.")
+    return OpenId(text)
+
+
+def check_request_id(text: str) -> str:
+    """The request id, if it is one; else Refused(400)."""
+    if not 1 <= len(text) <= MAX_REQUEST_ID:
+        raise Refused(400, f"requestId must be 1 to {MAX_REQUEST_ID} characters.")
+    return text
+
+
+class Dates:
+    """Java's `Date.toString()` in one time zone, kept for the second it was made for."""
+
+    def __init__(self, zone: datetime.tzinfo) -> None:
+        self._zone, self._second, self._text = zone, -1, b""
+
+    def __call__(self, now_ms: int) -> bytes:
+        """
+        >>> from zoneinfo import ZoneInfo
+        >>> Dates(ZoneInfo("Asia/Shanghai"))(1704162492912)
+        b'Tue Jan 02 10:28:12 CST 2024'
+        """
+        second = now_ms // 1000
+        if second != self._second:
+            self._second = second
+            local = datetime.datetime.fromtimestamp(second, self._zone)
+            day, month = _DAYS[local.weekday()], _MONTHS[local.month - 1]
+            zone = json_text(local.tzname() or "UTC")[1:-1].decode()
+            self._text = f"{day} {month} {local:%d %H:%M:%S} {zone} {local:%Y}".encode()
+        return self._text
+
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def receipt(date: bytes, text: str, message_id: MessageId, request_id: str | None) -> bytes:
+    """Type 0, status 200: the message is on disk."""
+    request = b',"requestId":%b' % json_text(request_id) if request_id is not None else b""
+    return b'{"type":0,"params":{"date":"%b","message":%b,"messageId":"%b"%b},"status":200}' % (
+        date,
+        json_text(text),
+        message_id.encode(),
+        request,
+    )
+
+
+def failure(date: bytes, refused: Refused, text: str = "", request_id: str | None = None) -> bytes:
+    """Type 0, any other status: nothing was stored; `error` says why."""
+    params: dict[str, object] = {"date": date.decode(), "message": text, "error": str(refused)}
+    if refused.retry_after is not None:
+        params["retryAfter"] = refused.retry_after
+    if request_id is not None:
+        params["requestId"] = request_id
+    return msgspec.json.encode({"type": 0, "params": params, "status": refused.status})
+
+
+def ack_receipt(date: bytes, message_id: str, status: int = 200) -> bytes:
+    """Type 16: the ack is on disk (200), or why not (403, 404, 503)."""
+    return b'{"type":16,"params":{"date":"%b","message":%b},"status":%d}' % (date, json_text(message_id), status)
+
+
+def hello(openid: OpenId, user_name: str, session_id: SessionId, node: str, pending: bool) -> bytes:
+    """Type 6: the session stands; `pending` says whether something will now come."""
+    return (
+        b'{"type":6,"params":{"openid":"%b","userName":%b,"sessionId":"%b","node":"%b","pending":%b},"status":200}'
+        % (
+            openid.encode(),
+            json_text(user_name),
+            session_id.encode(),
+            node.encode(),
+            b"true" if pending else b"false",
+        )
+    )
+
+
+def heartbeat(date: bytes) -> bytes:
+    """Type 12: the answer to type 11."""
+    return b'{"type":12,"params":{"date":"%b"},"status":200}' % date
+
+
+def push(envelope: Envelope, session_id: SessionId, name_json: bytes, redelivered: bool) -> bytes:
+    """Type 2 in its envelope, for one session; `name_json` is the recipient's userName as JSON."""
+    recipient = envelope.recipient.encode()
+    return (
+        b'{"activeTime":%d,"from":"system","messageId":"%b","msg":{"type":2,"params":{'
+        b'"toUser":{"openid":"%b","loginStatus":"1","userName":%b},'
+        b'"fromUser":{"openid":"%b","loginStatus":"1","userName":%b},'
+        b'"message":%b,"fileType":"%d"},"status":200},"msgType":1,"requestId":%b,"sessionId":"%b",'
+        b'"to":["%b"],"trigger":1,"order":"%b"%b}'
+    ) % (
+        envelope.accepted_at,
+        envelope.message_id.encode(),
+        recipient,
+        name_json,
+        envelope.sender.encode(),
+        json_text(envelope.sender_name),
+        json_text(envelope.text),
+        envelope.file_type,
+        json_text(envelope.request_id),
+        session_id.encode(),
+        recipient,
+        order_text(envelope.order).encode(),
+        b',"redelivered":true' if redelivered else b"",
+    )
+
+
+def notice(told: Notice, session_id: SessionId, date: bytes) -> bytes:
+    """Type 17 in its envelope, for one session: delivered (200) or given up (410)."""
+    delivered = told.rank == ACKED
+    return (
+        b'{"activeTime":%d,"from":"system","messageId":"%b","msg":{"type":17,"status":%b,"params":{'
+        b'"msgid":"%b","toUser":"%b","date":"%b"%b}},"msgType":1,"requestId":%b,"sessionId":"%b",'
+        b'"to":["%b"],"trigger":1}'
+    ) % (
+        told.at,
+        told.message_id.encode(),
+        b"200" if delivered else b"410",
+        told.message_id.encode(),
+        told.recipient.encode(),
+        date,
+        b"" if delivered else b',"error":"The recipient did not ack the message in its lifetime; it was given up."',
+        json_text(told.request_id),
+        session_id.encode(),
+        told.sender.encode(),
+    )

@@ -1,0 +1,259 @@
+"""The records between nodes: what each kind says, and its form on the bus (headers and a JSON value).
+
+Unknown kinds and keys are ignored, so that nodes of two versions live together. What happens on each kind is in
+`node/delivery.py` (topic message) and `node/settlement.py` (topic ack).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+
+from yanchat.errors import Refused
+from yanchat.model import ACKED, GIVEN_UP, Envelope, Key, MessageId, Node, Notice, OpenId, SessionId
+from yanchat.protocol import frames
+
+Topic = Literal["message", "ack"]
+Headers = Mapping[str, str]
+
+
+class Push(msgspec.Struct, frozen=True, gc=False):
+    """kind `message`: push this to these sessions. `cause` is first or retry."""
+
+    origin: Node
+    envelope: Envelope
+    sessions: tuple[SessionId, ...]
+    cause: str
+    redelivered: bool
+
+
+class Tell(msgspec.Struct, frozen=True, gc=False):
+    """kind `notice`: tell these sessions of the sender."""
+
+    origin: Node
+    notice: Notice
+    sessions: tuple[SessionId, ...]
+
+
+class Pull(msgspec.Struct, frozen=True, gc=False):
+    """kind `pull`: a session of this user was claimed, and you stand in his pending set: look."""
+
+    origin: Node
+    openid: OpenId
+    session_id: SessionId
+
+
+class Close(msgspec.Struct, frozen=True, gc=False):
+    """kind `close`: close that session."""
+
+    origin: Node
+    session_id: SessionId
+    code: int
+    reason: str
+
+
+class Arrived(msgspec.Struct, frozen=True, gc=False):
+    """kind `arrived`: handed to the sessions."""
+
+    origin: Node
+    keys: tuple[Key, ...]
+
+
+class Acked(msgspec.Struct, frozen=True, gc=False):
+    """kind `ack`: the recipient's client has them, and it is on disk here."""
+
+    origin: Node
+    keys: tuple[Key, ...]
+
+
+class Told(msgspec.Struct, frozen=True, gc=False):
+    """kind `told`: the sender's client has the notices of this rank."""
+
+    origin: Node
+    keys: tuple[Key, ...]
+    rank: int
+
+
+class Gone(msgspec.Struct, frozen=True, gc=False):
+    """kind `gone`: these sessions are not here (any more): look again."""
+
+    origin: Node
+    sessions: tuple[tuple[OpenId, SessionId], ...]
+
+
+Record = Push | Tell | Pull | Close | Arrived | Acked | Told | Gone
+
+KINDS: Final[dict[type, str]] = {
+    Push: "message",
+    Tell: "notice",
+    Pull: "pull",
+    Close: "close",
+    Arrived: "arrived",
+    Acked: "ack",
+    Told: "told",
+    Gone: "gone",
+}
+_MESSAGE_TOPIC = (Push, Tell, Pull, Close)
+_STATUS = {ACKED: 200, GIVEN_UP: 410}
+_RANK = {status: rank for rank, status in _STATUS.items()}
+
+
+def topic_of(record: Record) -> Topic:
+    return "message" if isinstance(record, _MESSAGE_TOPIC) else "ack"
+
+
+def key_of(record: Record) -> str | None:
+    """The openid concerned, none for batches: records of one key keep their order."""
+    if isinstance(record, Push):
+        return record.envelope.recipient
+    if isinstance(record, Tell):
+        return record.notice.sender
+    return record.openid if isinstance(record, Pull) else None
+
+
+def encode(record: Record, incarnation: str) -> tuple[dict[str, str], bytes]:
+    """Headers and value."""
+    headers = {"kind": KINDS[type(record)], "origin": record.origin, "incarnation": incarnation}
+    match record:
+        case Push(envelope=envelope):
+            headers |= {"sessions": ",".join(record.sessions), "cause": record.cause}
+            return headers, frames.push(envelope, record.sessions[0], b'""', record.redelivered)
+        case Tell(notice=notice):
+            headers |= {"sessions": ",".join(record.sessions), "order": f"{notice.order:x}"}
+            return headers, frames.notice(notice, record.sessions[0], b"")
+        case Pull():
+            value: dict[str, Any] = {"openid": record.openid, "sessionId": record.session_id}
+        case Close():
+            value = {"sessionId": record.session_id, "code": record.code, "reason": record.reason}
+        case Arrived() | Acked():
+            value = {"keys": record.keys}
+        case Told():
+            value = {"keys": record.keys, "status": _STATUS[record.rank]}
+        case Gone():
+            value = {"sessions": record.sessions}
+    return headers, msgspec.json.encode(value)
+
+
+def decode(headers: Headers, value: bytes) -> Record | None:
+    """The record, or None for what this version does not know or cannot read (the caller counts those)."""
+    try:
+        return _decode(headers, value)
+    except (KeyError, ValueError, msgspec.DecodeError, Refused):
+        return None
+
+
+def _decode(headers: Headers, value: bytes) -> Record | None:
+    origin = Node(headers["origin"])
+    sessions = tuple(map(SessionId, headers.get("sessions", "").split(",")))
+    match headers["kind"]:
+        case "message":
+            frame = _push(value)
+            return Push(origin, frame.envelope(), sessions, headers["cause"], frame.redelivered)
+        case "notice":
+            return Tell(origin, _notice(value).notice(int(headers["order"], 16)), sessions)
+        case "pull":
+            pull = _pull(value)
+            return Pull(origin, pull.openid, pull.sessionId)
+        case "close":
+            close = _close(value)
+            return Close(origin, close.sessionId, close.code, close.reason)
+        case "arrived":
+            return Arrived(origin, _keys(value).keys)
+        case "ack":
+            return Acked(origin, _keys(value).keys)
+        case "told":
+            told = _keys(value)
+            return Told(origin, told.keys, _RANK[told.status])
+        case "gone":
+            return Gone(origin, _gone(value).sessions)
+    return None
+
+
+class _User(msgspec.Struct):
+    openid: OpenId
+    userName: str = ""
+
+
+class _PushParams(msgspec.Struct):
+    toUser: _User
+    fromUser: _User
+    message: str
+    fileType: str
+
+
+class _PushMsg(msgspec.Struct):
+    params: _PushParams
+
+
+class _PushFrame(msgspec.Struct):
+    activeTime: int
+    messageId: MessageId
+    msg: _PushMsg
+    requestId: str
+    order: str
+    redelivered: bool = False
+
+    def envelope(self) -> Envelope:
+        params = self.msg.params
+        return Envelope(
+            order=int(self.order, 16),
+            message_id=self.messageId,
+            recipient=params.toUser.openid,
+            sender=params.fromUser.openid,
+            sender_name=params.fromUser.userName,
+            request_id=self.requestId,
+            text=params.message,
+            file_type=int(params.fileType),
+            accepted_at=self.activeTime,
+        )
+
+
+class _NoticeParams(msgspec.Struct):
+    toUser: OpenId
+
+
+class _NoticeMsg(msgspec.Struct):
+    status: int
+    params: _NoticeParams
+
+
+class _NoticeFrame(msgspec.Struct):
+    activeTime: int
+    messageId: MessageId
+    msg: _NoticeMsg
+    requestId: str
+    to: tuple[OpenId]
+
+    def notice(self, order: int) -> Notice:
+        recipient, rank = self.msg.params.toUser, _RANK[self.msg.status]
+        return Notice(order, self.messageId, recipient, self.to[0], self.requestId, rank, self.activeTime)
+
+
+class _PullValue(msgspec.Struct):
+    openid: OpenId
+    sessionId: SessionId
+
+
+class _CloseValue(msgspec.Struct):
+    sessionId: SessionId
+    code: int
+    reason: str = ""
+
+
+class _KeysValue(msgspec.Struct):
+    keys: tuple[tuple[MessageId, OpenId], ...]
+    status: int = 200
+
+
+class _GoneValue(msgspec.Struct):
+    sessions: tuple[tuple[OpenId, SessionId], ...]
+
+
+_push = msgspec.json.Decoder(_PushFrame).decode
+_notice = msgspec.json.Decoder(_NoticeFrame).decode
+_pull = msgspec.json.Decoder(_PullValue).decode
+_close = msgspec.json.Decoder(_CloseValue).decode
+_keys = msgspec.json.Decoder(_KeysValue).decode
+_gone = msgspec.json.Decoder(_GoneValue).decode
