@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from yanchat.model import MessageId, OpenId
+from yanchat import failpoint
+from yanchat.model import Envelope, MessageId, Node, Notice, OpenId, SessionId, SessionRecord
+from yanchat.protocol import frames
+from yanchat.protocol.session import Conversation
 
 UNACKED_REMEMBERED = 1024
 UNTOLD_AT_ONCE = 500
-PING_DELAY = 1.0
 
 NoticeKey = tuple[MessageId, OpenId, int]
 """Message id, recipient, rank: a 200 after a 410 is another notice."""
@@ -20,6 +24,7 @@ class Outlet(Protocol):
     @property
     def congested(self) -> bool:
         """The outgoing buffer is at least half full: pushes wait until `Session.drained` is called."""
+        ...
 
     def send(self, frame: bytes) -> None:
         """Queue one text frame."""
@@ -32,3 +37,171 @@ class Outlet(Protocol):
 
     def resume(self) -> None:
         """Go on reading: what made `Session.receive` answer False has passed."""
+
+
+class Ears(Protocol):
+    """Who listens to a session: `node/reception.py`."""
+
+    def heard(self, session: Session, data: bytes) -> bool: ...
+    def answered(self, session: Session) -> None: ...
+    def ended(self, session: Session) -> None: ...
+
+
+class Session:
+    """One user's conversation over one connection, as the node sees it."""
+
+    __slots__ = (
+        "_barrier",
+        "_ears",
+        "_waiting",
+        "conversation",
+        "inflight",
+        "name_json",
+        "open",
+        "outlet",
+        "paused",
+        "pings",
+        "ready",
+        "record",
+        "unacked",
+        "untold",
+        "untold_since",
+    )
+
+    def __init__(self, record: SessionRecord, outlet: Outlet, conversation: Conversation, ears: Ears) -> None:
+        self.record, self.outlet, self.conversation, self._ears = record, outlet, conversation, ears
+        self.name_json = frames.json_text(record.user_name)
+        self.open, self.ready, self.paused = True, False, False
+        self.inflight = 0
+        self.unacked: dict[MessageId, tuple[Node, ...]] = {}
+        self.untold: dict[NoticeKey, tuple[Node, ...]] = {}
+        self.untold_since = 0.0
+        self.pings = 0
+        self._barrier: tuple[bytes, tuple[NoticeKey, ...]] | None = None
+        self._waiting: deque[Callable[[], None]] | None = None
+
+    @property
+    def openid(self) -> OpenId:
+        return self.record.openid
+
+    # -- called by the gateway -----------------------------------------------------------------------------------------
+    def receive(self, data: bytes) -> bool:
+        """Take one text message (UTF-8 already checked). False: take no more until `Outlet.resume`."""
+        return self._ears.heard(self, data)
+
+    def pong(self, payload: bytes) -> None:
+        if self._barrier is not None and payload == self._barrier[0]:
+            self._ears.answered(self)
+
+    def drained(self) -> None:
+        """The outgoing buffer has room again: what waited goes out."""
+        while self._waiting and not self.outlet.congested:
+            self._waiting.popleft()()
+        if not self._waiting:
+            self._waiting = None
+
+    def end(self) -> None:
+        """The conversation is over; repeated calls do nothing."""
+        if self.open:
+            self.open = False
+            self._ears.ended(self)
+
+    # -- called by the node --------------------------------------------------------------------------------------------
+    def push(self, envelope: Envelope, origin: Node, cause: str, redelivered: bool) -> None:
+        """Give a message; a first one never to a session that has had it."""
+        had = envelope.message_id in self.unacked
+        origins = self.unacked.pop(envelope.message_id, ())
+        self.unacked[envelope.message_id] = origins if origin in origins else (*origins, origin)
+        if len(self.unacked) > UNACKED_REMEMBERED:
+            del self.unacked[next(iter(self.unacked))]
+        if had and cause != "retry":
+            return
+        self._queue(
+            lambda: self.outlet.send(frames.push(envelope, self.record.session_id, self.name_json, redelivered))
+        )
+        failpoint.hit("push")
+
+    def tell(self, notice: Notice, origin: Node, date: bytes, now: float) -> None:
+        """Give a notice; never one that the session has and has not answered for."""
+        key = (notice.message_id, notice.recipient, notice.rank)
+        origins = self.untold.get(key)
+        if not self.untold:
+            self.untold_since = now
+        self.untold[key] = (origin,) if origins is None else origins if origin in origins else (*origins, origin)
+        if origins is None:
+            self._queue(lambda: self.outlet.send(frames.notice(notice, self.record.session_id, date)))
+            if len(self.untold) >= UNTOLD_AT_ONCE:
+                self.ping()
+
+    def ping(self) -> None:
+        """Ask whether the notices given so far have arrived; one question at a time."""
+        if self._barrier is None and self.untold and self.open:
+            self.pings += 1
+            payload = b"told-%d" % self.pings
+            self._barrier = payload, tuple(self.untold)
+            self._queue(lambda: self.outlet.ping(payload))
+
+    def take_told(self) -> list[tuple[NoticeKey, tuple[Node, ...]]]:
+        """The notices that the answered ping stands for; they are forgotten here."""
+        if self._barrier is None:
+            return []
+        keys, self._barrier = self._barrier[1], None
+        return [(key, self.untold.pop(key)) for key in keys if key in self.untold]
+
+    def _queue(self, send: Callable[[], None]) -> None:
+        if self._waiting is None and not self.outlet.congested:
+            send()
+            return
+        if self._waiting is None:
+            self._waiting = deque()
+        self._waiting.append(send)
+
+    def origins(self) -> set[Node]:
+        """Who waits for an answer of this session."""
+        found: set[Node] = set()
+        for origins in (*self.unacked.values(), *self.untold.values()):
+            found.update(origins)
+        return found
+
+
+class Hub:
+    """Tracks the sessions on this node."""
+
+    def __init__(self) -> None:
+        self._users: dict[OpenId, dict[SessionId, Session]] = {}
+
+    def add(self, session: Session) -> None:
+        self._users.setdefault(session.openid, {})[session.record.session_id] = session
+
+    def remove(self, session: Session) -> None:
+        here = self._users.get(session.openid, {})
+        here.pop(session.record.session_id, None)
+        if not here:
+            self._users.pop(session.openid, None)
+
+    def of(self, openid: OpenId) -> Iterable[Session]:
+        """This user's sessions here."""
+        here = self._users.get(openid)
+        return here.values() if here else ()
+
+    def get(self, openid: OpenId, session_id: SessionId) -> Session | None:
+        here = self._users.get(openid)
+        return here.get(session_id) if here else None
+
+    def all(self) -> list[Session]:
+        return [session for here in self._users.values() for session in here.values()]
+
+    def count(self, openid: OpenId) -> int:
+        return len(self._users.get(openid, ()))
+
+    def acked(self, openid: OpenId, message_id: MessageId) -> None:
+        """The user has acked: none of his sessions here owes it any more."""
+        for session in self.of(openid):
+            session.unacked.pop(message_id, None)
+
+    def owed_to(self, openid: OpenId, message_id: MessageId) -> set[Node]:
+        """The origins of a message that some session of this user here was given and has not acked."""
+        found: set[Node] = set()
+        for session in self.of(openid):
+            found.update(session.unacked.get(message_id, ()))
+        return found

@@ -109,9 +109,7 @@ class Store(Outbox, Inbox):
 
     async def totals(self) -> Totals:
         def work(db: Database) -> Totals:
-            counts: dict[int, int] = {
-                rank: number for rank, number in db.execute("SELECT rank, count(*) FROM outbox GROUP BY rank")
-            }
+            counts: dict[int, int] = dict(db.execute("SELECT rank, count(*) FROM outbox GROUP BY rank"))
             ((untold,),) = db.execute("SELECT count(*) FROM outbox WHERE rank > told")
             gone = [_mark(db, f"purged-{rank}", 0) for rank in range(3)]
             return Totals(counts.get(0, 0), counts.get(2, 0) + gone[2], counts.get(1, 0) + gone[1], untold)
@@ -138,8 +136,8 @@ class Store(Outbox, Inbox):
                 )
             acks = list(
                 db.execute(
-                    "DELETE FROM inbox WHERE place IN (SELECT place FROM inbox WHERE acked_at < ? ORDER BY place LIMIT ?)"
-                    " RETURNING place",
+                    "DELETE FROM inbox WHERE place IN"
+                    " (SELECT place FROM inbox WHERE acked_at < ? ORDER BY place LIMIT ?) RETURNING place",
                     (before, limit),
                 )
             )
