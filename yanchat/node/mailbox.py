@@ -1,0 +1,182 @@
+"""What this node holds for one user, as it is in memory while something is in flight. Rules without I/O.
+
+A mailbox has two trays: open messages to the user, and notices that he has not been told of. Each holds the oldest
+rows; a tray that is not complete has more on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from yanchat.config import LimitSettings
+from yanchat.model import OPEN, Envelope, Key, Notice, OpenId, Place, Row, Step
+
+HELD_AT_MOST = 256
+SHORTEST_BACKOFF, LONGEST_BACKOFF = 0.05, 5.0
+
+
+class Item:
+    """A row in memory, and where it is in flight: place → (attempt, due at)."""
+
+    __slots__ = (
+        "arrived_at",
+        "attempts",
+        "before",
+        "envelope",
+        "rank",
+        "sent",
+        "sent_at",
+        "settled_at",
+        "since",
+        "told",
+    )
+
+    def __init__(self, row: Row, before: bool) -> None:
+        self.envelope, self.rank, self.told = row.envelope, row.rank, row.told
+        self.attempts, self.sent_at, self.arrived_at, self.settled_at = (
+            row.attempts,
+            row.sent_at,
+            row.arrived_at,
+            row.settled_at,
+        )
+        self.before = before
+        """The user may have had it from an earlier life of this node."""
+        self.sent: dict[Place, tuple[int, float]] = {}
+        self.since: float | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.envelope.key
+
+    def notice(self) -> Notice:
+        envelope = self.envelope
+        return Notice(
+            envelope.order,
+            envelope.message_id,
+            envelope.recipient,
+            envelope.sender,
+            envelope.request_id,
+            self.rank,
+            self.settled_at,
+        )
+
+    def step(self, told_at: int = 0) -> Step:
+        """All that has happened to the row, to be written."""
+        return Step(
+            self.envelope.order,
+            self.rank,
+            self.told,
+            self.attempts,
+            self.sent_at,
+            self.arrived_at,
+            self.settled_at,
+            told_at,
+        )
+
+
+class TrayRows:
+    """The oldest rows of one tray, by order. While a load is under way, `missed` and `left` say what it cannot know."""
+
+    __slots__ = ("complete", "left", "loading", "missed", "rows")
+
+    def __init__(self, complete: bool) -> None:
+        self.rows: dict[int, Item] = {}
+        self.complete = complete
+        self.loading = self.missed = False
+        self.left: set[int] = set()
+
+    def put(self, item: Item) -> bool:
+        """Take a new row, if it belongs to the oldest; else it stays on disk alone."""
+        if self.complete and not self.loading and len(self.rows) < HELD_AT_MOST:
+            self.rows[item.envelope.order] = item
+            return True
+        self.complete, self.missed = False, True
+        return False
+
+    def drop(self, order: int) -> None:
+        self.rows.pop(order, None)
+        if self.loading:
+            self.left.add(order)
+
+    def start_load(self) -> None:
+        self.loading, self.missed, self.left = True, False, set()
+
+    def end_load(self, items: Sequence[Item], limit: int) -> list[Item]:
+        """Merge what was read (at most `limit`, oldest first); the items that are new here."""
+        new = [item for item in items if item.envelope.order not in self.rows and item.envelope.order not in self.left]
+        for item in new:
+            self.rows[item.envelope.order] = item
+        self.rows = dict(sorted(self.rows.items()))
+        self.complete = len(items) < limit and not self.missed
+        self.loading, self.left = False, set()
+        return new
+
+    def wants_load(self, window: int) -> bool:
+        return not self.complete and not self.loading and len(self.rows) < window
+
+
+class Mailbox:
+    """All that one node holds for one user."""
+
+    __slots__ = ("_backoff", "_gone", "calm_until", "messages", "next_due", "notices", "oldest", "openid", "route")
+
+    def __init__(self, openid: OpenId, complete: bool) -> None:
+        self.openid = openid
+        self.messages, self.notices = TrayRows(complete), TrayRows(complete)
+        self.route: list[Place] = []
+        self.calm_until = self._backoff = 0.0
+        self._gone = False
+        self.next_due = float("inf")
+        self.oldest = float("inf")
+        """Since when the oldest unsettled row is in flight."""
+
+    @property
+    def empty(self) -> bool:
+        trays = (self.messages, self.notices)
+        return all(tray.complete and not tray.rows and not tray.loading for tray in trays)
+
+    def items(self) -> Iterator[Item]:
+        yield from self.messages.rows.values()
+        yield from self.notices.rows.values()
+
+    def on_gone(self, place: Place, now: float) -> None:
+        """That session is not there: look again, at once at first, then ever less often until an ack or a login."""
+        for item in self.items():
+            item.sent.pop(place, None)
+        if not self._gone:  # once for each look, however many records say it
+            self._gone = True
+            self._backoff = min(max(self._backoff * 2, SHORTEST_BACKOFF), LONGEST_BACKOFF)
+            self.calm_until = now + self._backoff
+
+    def calm_down(self) -> None:
+        """An ack or a login: no reason to wait any more."""
+        self.calm_until = self._backoff = 0.0
+
+    def start_look(self) -> None:
+        self._gone = False
+
+    def due(self, limits: LimitSettings, now: float) -> Iterator[tuple[Item, list[Place], list[Place]]]:
+        """Each open row within the window, oldest first: to which sessions it goes first, and to which again."""
+        self.next_due = self.oldest = float("inf")
+        route = set(self.route)
+        for tray in (self.messages, self.notices):
+            size = 0
+            for count, item in enumerate(list(tray.rows.values())):
+                size += len(item.envelope.text)
+                if count >= limits.window or (count and size > limits.window_bytes):
+                    break
+                for place in [place for place in item.sent if place not in route]:
+                    del item.sent[place]
+                fresh = [place for place in self.route if place not in item.sent]
+                again = [place for place, (_, due) in item.sent.items() if due <= now]
+                if fresh or again:
+                    yield item, fresh, again
+                for _, due in item.sent.values():
+                    self.next_due = min(self.next_due, due)
+                if item.since is not None:
+                    self.oldest = min(self.oldest, item.since)
+
+
+def new_item(envelope: Envelope) -> Item:
+    """A row that was accepted just now."""
+    return Item(Row(envelope, OPEN), before=False)
