@@ -181,6 +181,13 @@ class Mailboxes:
         self._boxes_calm(item.envelope.sender)
         return True
 
+    def refresh(self, openid: OpenId) -> None:
+        """Rows of this user have been written that memory may not hold: read them again."""
+        box = self._boxes.get(openid)
+        if box is not None:
+            box.messages.complete = box.notices.complete = False
+            self.nudge(openid)
+
     def _boxes_calm(self, openid: OpenId) -> None:
         box = self._boxes.get(openid)
         if box is not None:

@@ -1,0 +1,149 @@
+"""Accepting messages: store, then receipt. Never the other way round."""
+
+from __future__ import annotations
+
+import uuid
+
+import structlog
+import trio
+
+from yanchat.errors import Refused, StoreUnavailable
+from yanchat.model import Envelope, MessageId
+from yanchat.node.backlog import Backlog
+from yanchat.node.hub import Session
+from yanchat.node.looks import Mailboxes
+from yanchat.ports import Clock, Outbox
+from yanchat.protocol import frames
+from yanchat.protocol.frames import Dates, Send
+from yanchat.protocol.ids import Orders, message_id_from_order, message_id_from_request
+from yanchat.protocol.session import Refusal
+from yanchat.telemetry import Counters
+
+MAX_BATCH = 500
+
+
+class _Waiting:
+    """One answer that a client waits for: a message to be stored, or a refusal that must not overtake one."""
+
+    __slots__ = ("envelopes", "refusal", "send", "session")
+
+    def __init__(self, session: Session, send: Send | None, envelopes: list[Envelope], refusal: Refusal | None) -> None:
+        self.session, self.send, self.envelopes, self.refusal = session, send, envelopes, refusal
+
+
+class Intake:
+    """Takes what sessions submit; `run` stores it batch by batch and answers in the order of submission."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        mailboxes: Mailboxes,
+        backlog: Backlog,
+        orders: Orders,
+        dates: Dates,
+        clock: Clock,
+        inflight: int,
+        counters: Counters,
+    ) -> None:
+        self._outbox, self._mailboxes, self._backlog, self._orders = outbox, mailboxes, backlog, orders
+        self._dates, self._clock, self._inflight, self._counters = dates, clock, inflight, counters
+        self._queue: list[_Waiting] = []
+        self._wake = trio.Event()
+
+    def submit(self, session: Session, send: Send) -> bool:
+        """Take a message; false when the session has as much in flight as it may."""
+        sender = session.openid
+        try:
+            self._backlog.check(sender, send.recipients)
+        except Refused as refused:
+            return self.refuse(session, Refusal(refused, send.text, send.request_id))
+        now = self._clock.wall()
+        order = self._orders.take(now, len(send.recipients))
+        if send.request_id is None:
+            request_id = str(uuid.UUID(int=self._clock.rng.getrandbits(128), version=4))
+            message_id = message_id_from_order(order, self._clock.rng)
+        else:
+            request_id = send.request_id
+            message_id = message_id_from_request(sender, request_id, send.file_type, send.text)
+        name = session.record.user_name
+        envelopes = [
+            Envelope(order + n, message_id, recipient, sender, name, request_id, send.text, send.file_type, now)
+            for n, recipient in enumerate(send.recipients)
+        ]
+        for envelope in envelopes:
+            self._backlog.add(sender, envelope.recipient)
+        return self._put(_Waiting(session, send, envelopes, None))
+
+    def refuse(self, session: Session, refusal: Refusal) -> bool:
+        """Answer that nothing is stored, behind the answers that are still to come."""
+        return self._put(_Waiting(session, None, [], refusal))
+
+    def _put(self, waiting: _Waiting) -> bool:
+        session = waiting.session
+        session.inflight += 1
+        self._queue.append(waiting)
+        self._wake.set()
+        if session.inflight >= self._inflight:
+            session.paused = True
+        return not session.paused
+
+    async def run(self) -> None:
+        """Store what is queued, as long as the node lives."""
+        while True:
+            await self._wake.wait()
+            batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
+            if not self._queue:
+                self._wake = trio.Event()
+            await self._store(batch)
+
+    @property
+    def idle(self) -> bool:
+        return not self._queue
+
+    async def _store(self, batch: list[_Waiting]) -> None:
+        messages = [waiting.envelopes for waiting in batch if waiting.envelopes]
+        failed: Refused | None = None
+        news: list[list[bool]] = []
+        if messages:
+            try:
+                news = await self._outbox.add(messages)
+            except StoreUnavailable as error:
+                structlog.get_logger().error("store.add_failed", error=str(error))
+                self._counters.store_failed += 1
+                failed = Refused(503, str(error), retry_after=5)
+        date, stored = self._dates(self._clock.wall()), iter(news)
+        accepted: list[Envelope] = []
+        for waiting in batch:
+            session = waiting.session
+            session.outlet.send(self._answer(waiting, failed, date))
+            if waiting.refusal is not None and waiting.refusal.hang_up:
+                session.outlet.close(1008, "three frames in a row were not understood")
+            if waiting.envelopes:
+                for envelope, new in zip(waiting.envelopes, next(stored, []), strict=False):
+                    if new:
+                        accepted.append(envelope)
+                    else:
+                        self._counters.duplicates += 1
+                        self._backlog.remove(envelope.sender, envelope.recipient)
+                if failed is not None:
+                    for envelope in waiting.envelopes:
+                        self._backlog.remove(envelope.sender, envelope.recipient)
+            session.inflight -= 1
+            if session.paused and session.inflight <= self._inflight // 2:
+                session.paused = False
+                session.outlet.resume()
+        self._counters.accepted += len(accepted)
+        for envelope in accepted:
+            self._mailboxes.accepted(envelope)
+
+    def _answer(self, waiting: _Waiting, failed: Refused | None, date: bytes) -> bytes:
+        send, refusal = waiting.send, waiting.refusal
+        if refusal is not None:
+            self._counters.refused += 1
+            return frames.failure(date, refusal.refused, refusal.text, refusal.request_id)
+        assert send is not None
+        if failed is not None:
+            self._counters.refused += 1
+            return frames.failure(date, failed, send.text, send.request_id)
+        message_id: MessageId = waiting.envelopes[0].message_id
+        return frames.receipt(date, send.text, message_id, send.request_id)
