@@ -11,7 +11,8 @@ from yanchat.errors import StoreUnavailable
 from yanchat.model import ACKED, AckEntry, Key, MessageId, Node, OpenId, SessionId
 from yanchat.node.hub import Hub, Session
 from yanchat.node.looks import Mailboxes
-from yanchat.ports import Batch, Bus, Clock, Inbox
+from yanchat.node.mailbox import Item
+from yanchat.ports import Batch, Bus, Clock, Inbox, Outbox
 from yanchat.protocol import frames
 from yanchat.protocol.frames import Dates
 from yanchat.protocol.ids import is_message_id
@@ -29,13 +30,15 @@ class Delivery:
         node: Node,
         hub: Hub,
         inbox: Inbox,
+        outbox: Outbox,
         mailboxes: Mailboxes,
         bus: Bus,
         dates: Dates,
         clock: Clock,
         counters: Counters,
     ) -> None:
-        self._node, self._hub, self._inbox, self._mailboxes, self._bus = node, hub, inbox, mailboxes, bus
+        self._node, self._hub, self._inbox, self._outbox = node, hub, inbox, outbox
+        self._mailboxes, self._bus = mailboxes, bus
         self._dates, self._clock, self._counters = dates, clock, counters
         self._acks: list[tuple[Session, str]] = []
         self._wake = trio.Event()
@@ -73,7 +76,7 @@ class Delivery:
             self._bus.publish(node, [Acked(self._node, tuple(acked))])
         self.take(fresh)
 
-    def take(self, records: Sequence[Record]) -> None:
+    def take(self, records: Sequence[Record]) -> None:  # noqa: PLR0912 - one branch for each kind of record
         """Hand records to the sessions they name; say which of those are gone, and what has arrived."""
         arrived: dict[Node, list[Key]] = {}
         gone: dict[Node, list[tuple[OpenId, SessionId]]] = {}
@@ -161,28 +164,40 @@ class Delivery:
     async def _record(self, batch: list[tuple[Session, str]]) -> None:
         now = self._clock.wall()
         entries: dict[Key, AckEntry] = {}
+        items: dict[Key, Item] = {}
         answers: list[tuple[Session, str, int]] = []
         for session, text in batch:
             key = (MessageId(text), session.openid)
-            origins = self._hub.owed_to(session.openid, key[0])
+            status, origins = 200, self._hub.owed_to(session.openid, key[0])
             if not origins:
                 status, origins = await self._unknown(session, text)
-                answers.append((session, text, status))
-            else:
-                answers.append((session, text, 200))
+            answers.append((session, text, status))
             if origins:
-                entries[key] = self._entry(key, origins, now)
+                item = await self._own(key) if self._node in origins else None
+                if item is not None:
+                    items[key] = item
+                entries[key] = _entry(key, origins - {self._node}, item, now)
         places = await self._inbox.ack(list(entries.values())) if entries else []
         for session, text, status in answers:
             self._answer(session, text, status)
-        self._after(list(zip(entries.values(), places, strict=True)), now)
+        remote: dict[Node, list[tuple[Key, int]]] = {}
+        for entry, place in zip(entries.values(), places, strict=True):
+            self._counters.acked += 1
+            self._hub.acked(entry.key[1], entry.key[0])
+            if entry.key in items:
+                self._mailboxes.settled(items[entry.key], ACKED, now)
+            for node in entry.origins:
+                remote.setdefault(node, []).append((entry.key, place))
+        for node, acks in remote.items():
+            self.publish_acks(node, acks)
 
-    def _entry(self, key: Key, origins: set[Node], now: int) -> AckEntry:
-        item = self._mailboxes.item(key) if self._node in origins else None
-        others = tuple(sorted(origins - {self._node}))
+    async def _own(self, key: Key) -> Item | None:
+        """Our own row, from memory or from disk."""
+        item = self._mailboxes.item(key)
         if item is None:
-            return AckEntry(key, others, at=now)
-        return AckEntry(key, others, item.envelope.order, item.attempts, item.sent_at, now)
+            (row,) = await self._outbox.find([key])
+            item = Item(row, before=True) if row is not None else None
+        return item
 
     async def _unknown(self, session: Session, text: str) -> tuple[int, set[Node]]:
         """An ack of what no session here was given: 200 when it was acked before, 403, 404, or our own open row."""
@@ -191,23 +206,9 @@ class Delivery:
         rows, acked = await self._inbox.recipients(MessageId(text))
         if session.openid in acked:
             return 200, set()
-        if session.openid in rows and self._mailboxes.item((MessageId(text), session.openid)) is not None:
+        if session.openid in rows:
             return 200, {self._node}
-        others = set(rows) | set(acked)
-        return (403 if others - {session.openid} and session.openid not in others else 404), set()
-
-    def _after(self, recorded: list[tuple[AckEntry, int]], now: int) -> None:
-        remote: dict[Node, list[tuple[Key, int]]] = {}
-        for entry, place in recorded:
-            self._counters.acked += 1
-            self._hub.acked(entry.key[1], entry.key[0])
-            item = self._mailboxes.item(entry.key)
-            if item is not None and entry.order:
-                self._mailboxes.settled(item, ACKED, now)
-            for node in entry.origins:
-                remote.setdefault(node, []).append((entry.key, place))
-        for node, acks in remote.items():
-            self.publish_acks(node, acks)
+        return (403 if rows or acked else 404), set()
 
     def publish_acks(self, node: Node, acks: list[tuple[Key, int]]) -> None:
         """Tell an origin; what may not have left is published again after a second."""
@@ -241,3 +242,9 @@ class Delivery:
 
     def _answer(self, session: Session, message_id: str, status: int) -> None:
         session.outlet.send(frames.ack_receipt(self._dates(self._clock.wall()), message_id, status))
+
+
+def _entry(key: Key, others: set[Node], item: Item | None, now: int) -> AckEntry:
+    if item is None:
+        return AckEntry(key, tuple(sorted(others)), at=now)
+    return AckEntry(key, tuple(sorted(others)), item.envelope.order, item.attempts, item.sent_at, now)

@@ -1,0 +1,58 @@
+"""The clockwork: wake what is due, ask after notices, bury what has expired, purge what is old."""
+
+from __future__ import annotations
+
+import structlog
+import trio
+
+from yanchat.config import RedeliverySettings
+from yanchat.errors import YanchatError
+from yanchat.node.hub import Hub
+from yanchat.node.looks import Mailboxes
+from yanchat.node.settlement import Settlement
+from yanchat.ports import Clock, Outbox
+
+TICK = 0.25
+TOLD_AFTER = 1.0
+CHUNK = 500
+
+
+class Sweep:
+    """Two loops: `run` for what is due within seconds, `housekeeping` for what is due within minutes."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        outbox: Outbox,
+        mailboxes: Mailboxes,
+        settlement: Settlement,
+        redelivery: RedeliverySettings,
+        clock: Clock,
+    ) -> None:
+        self._hub, self._outbox, self._mailboxes, self._settlement = hub, outbox, mailboxes, settlement
+        self._redelivery, self._clock = redelivery, clock
+
+    async def run(self) -> None:
+        while True:
+            await trio.sleep(TICK)
+            self._mailboxes.sweep()
+            now = self._clock.monotonic()
+            for session in self._hub.all():
+                if session.untold and now - session.untold_since >= TOLD_AFTER - TICK:
+                    session.ping()
+
+    async def housekeeping(self) -> None:
+        await self._settlement.caught_up.wait()
+        lifetime, keep = self._redelivery.lifetime, self._redelivery.keep
+        period = min(60.0, lifetime / 10)
+        while True:
+            try:
+                now = self._clock.wall()
+                before = now - int(lifetime * 1000)
+                while rows := await self._outbox.expired(before, before, CHUNK):
+                    await self._settlement.bury(rows)
+                while await self._outbox.purge(now - int(keep * 1000), CHUNK):
+                    pass
+            except YanchatError as error:
+                structlog.get_logger().warning("sweep.failed", error=str(error))
+            await trio.sleep(period)
