@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 import trio
@@ -225,10 +226,10 @@ class Edge:
                 for fd in self._listeners:
                     self._epoll.modify(fd, READ)
             for wire in list(self._wires.values()):
-                self._guarded(wire, lambda wire: self._check(wire, now))
+                self._guarded(wire, partial(self._check, now))
             self.flush()
 
-    def _check(self, wire: Wire, now: float) -> None:
+    def _check(self, now: float, wire: Wire) -> None:
         connection, limits = wire.connection, self._limits
         if connection.shaking_hands:
             if now - wire.since > limits.handshake:
