@@ -58,3 +58,9 @@ def test_a_record_survives_the_bus(record: records.Record) -> None:
 @given(st.dictionaries(st.sampled_from(["kind", "origin", "sessions", "cause"]), st.text(max_size=9)), st.binary())
 def test_what_is_unknown_or_broken_is_ignored(headers: dict[str, str], value: bytes) -> None:
     assert records.decode(headers, value) is None or headers.get("kind") in records.KINDS.values()
+
+
+def test_a_broken_message_id_never_reaches_the_store() -> None:
+    headers = {"kind": "ack", "origin": "n:1"}
+    assert records.decode(headers, b'{"keys": [["not-hex", "bob"]]}') is None
+    assert records.decode(headers, b'{"keys": [["%s", "bob"]]}' % (b"0" * 32)) is not None

@@ -347,19 +347,23 @@ class Mailboxes:
 
     async def _unload(self, boxes: list[Mailbox]) -> None:
         """The user is nowhere and we stand in his pending set: only that is kept in memory."""
-        steps = []
+        steps, idle = [], []
         for box in boxes:
             if self._boxes.get(box.openid) is not box or any(tray.loading for _, tray in _trays(box)):
                 continue
-            for item in box.items():
-                if self._items.pop(item.key, None) is not None and item.attempts:
-                    steps.append(item.step())
-            del self._boxes[box.openid]
+            steps += [item.step() for item in box.items() if item.attempts]
+            idle.append(box)
         if steps:
             try:
                 await self._outbox.record(steps)
             except StoreUnavailable:
-                self._counters.store_failed += 1  # attempts are for the books only
+                self._counters.store_failed += 1
+                return  # attempts say what must be marked redelivered: they stay in memory until they are on disk
+        for box in idle:
+            if box.openid not in self._nudged:  # else he came meanwhile, and a look without a mailbox does nothing
+                for item in box.items():
+                    self._items.pop(item.key, None)
+                del self._boxes[box.openid]
 
 
 def _trays(box: Mailbox) -> tuple[tuple[Tray, TrayRows], tuple[Tray, TrayRows]]:

@@ -53,7 +53,7 @@ class Settlement:
             if batch.caught_up:
                 self.caught_up.set()
 
-    async def _batch(self, records: Sequence[Record]) -> None:
+    async def _batch(self, records: Sequence[Record]) -> None:  # noqa: PLR0912 - one branch for each kind
         acked: list[Key] = []
         told: list[tuple[Key, int]] = []
         for record in records:
@@ -71,9 +71,14 @@ class Settlement:
                     pass  # belongs to the other topic
         now = self._clock.wall()
         items = await self._items([*acked, *(key for key, _ in told)])
-        steps = [items[key].step() for key in acked if key in items and self._mailboxes.settled(items[key], ACKED, now)]
+        steps = []  # also for what is no news: the write behind an earlier try may have failed
+        for key in acked:
+            if key in items:
+                self._mailboxes.settled(items[key], ACKED, now)
+                steps.append(items[key].step())
         for key, rank in told:
-            if key in items and self._mailboxes.told(items[key], rank):
+            if key in items:
+                self._mailboxes.told(items[key], rank)
                 steps.append(items[key].step(told_at=now))
         if steps:
             await self._outbox.record(steps)
@@ -130,9 +135,10 @@ class Settlement:
         return not self._steps
 
     # -- expiry --------------------------------------------------------------------------------------------------------
-    async def bury(self, rows: Sequence[Row]) -> None:
-        """Give up open rows, whose senders are then told (410), and notices that nobody came for."""
-        now, steps = self._clock.wall(), []
+    async def bury(self, rows: Sequence[Row]) -> int:
+        """Give up open rows, whose senders are then told (410), and notices that nobody came for. How many were."""
+        now = self._clock.wall()
+        steps: list[Step] = []
         for row in rows:
             item = self._mailboxes.item(row.envelope.key) or Item(row, before=True)
             if row.told < row.rank:
@@ -145,3 +151,4 @@ class Settlement:
         await self._outbox.record(steps)
         for row in rows:
             self._mailboxes.refresh(row.envelope.sender)
+        return len(steps)

@@ -50,7 +50,8 @@ class Sweep:
                 now = self._clock.wall()
                 before = now - int(lifetime * 1000)
                 while rows := await self._outbox.expired(before, before, CHUNK):
-                    await self._settlement.bury(rows)
+                    if not await self._settlement.bury(rows):
+                        break  # all of them changed meanwhile
                 while await self._outbox.purge(now - int(keep * 1000), CHUNK):
                     pass
             except YanchatError as error:

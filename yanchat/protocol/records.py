@@ -14,6 +14,7 @@ import msgspec
 from yanchat.errors import Refused
 from yanchat.model import ACKED, GIVEN_UP, Envelope, Key, MessageId, Node, Notice, OpenId, SessionId
 from yanchat.protocol import frames
+from yanchat.protocol.ids import is_message_id
 
 Topic = Literal["message", "ack"]
 Headers = Mapping[str, str]
@@ -139,9 +140,21 @@ def encode(record: Record, incarnation: str) -> tuple[dict[str, str], bytes]:
 def decode(headers: Headers, value: bytes) -> Record | None:
     """The record, or None for what this version does not know or cannot read (the caller counts those)."""
     try:
-        return _decode(headers, value)
+        record = _decode(headers, value)
+        return record if record is None or all(map(is_message_id, _message_ids(record))) else None
     except (KeyError, ValueError, msgspec.DecodeError, Refused):
         return None
+
+
+def _message_ids(record: Record) -> list[MessageId]:
+    match record:
+        case Push(envelope=envelope):
+            return [envelope.message_id]
+        case Tell(notice=notice):
+            return [notice.message_id]
+        case Arrived(keys=keys) | Acked(keys=keys) | Told(keys=keys):
+            return [message_id for message_id, _ in keys]
+    return []
 
 
 def _decode(headers: Headers, value: bytes) -> Record | None:
