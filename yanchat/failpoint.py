@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
+
+from yanchat.errors import ConfigError
 
 NAMES = (
     "before-commit",
@@ -19,6 +22,16 @@ NAMES = (
 )
 
 _left: dict[str, int] = {}
+
+
+def arm_from(environment: Mapping[str, str]) -> None:
+    """Arm what the environment says. ConfigError when there is no such point."""
+    spec = environment.get("YANCHAT_FAILPOINT")
+    if spec:
+        try:
+            arm(spec)
+        except ValueError as error:
+            raise ConfigError(f"YANCHAT_FAILPOINT: {error}.") from None
 
 
 def arm(spec: str) -> None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+
+Duration = Annotated[float, msgspec.Meta(ge=0, extra={"unit": "duration"})]
+"""Seconds; written as "5s", "10m", "7d"."""
+Size = Annotated[int, msgspec.Meta(ge=0, extra={"unit": "size"})]
+"""Bytes; written as "64KiB"."""
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Rate = Annotated[float, msgspec.Meta(ge=0)]
+"""A second; 0 for no limit."""
 
 KiB: Final = 1024
 MiB: Final = 1024 * KiB
@@ -38,35 +46,35 @@ class OriginSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sizes in bytes, times in seconds; a rate of 0 means no limit."""
 
-    message_size: int = 64 * KiB
-    inflight: int = 256
-    outgoing_buffer: int = 1 * MiB
-    handshake: float = 5.0
-    ping: float = 25.0
-    idle: float = 60.0
-    stalled: float = 10.0
+    message_size: Size = 64 * KiB
+    inflight: Count = 256
+    outgoing_buffer: Size = 1 * MiB
+    handshake: Duration = 5.0
+    ping: Duration = 25.0
+    idle: Duration = 60.0
+    stalled: Duration = 10.0
     """How long a client may read nothing of what waits for it (4008)."""
-    sessions_per_user: int = 8
-    connections: int = 100_000
-    connections_per_address: int = 10_000
-    messages_per_second: float = 2000.0
-    bytes_per_second: float = 16.0 * MiB
-    pending_per_sender: int = 100_000
-    pending_per_pair: int = 10_000
-    pending_per_recipient: int = 50_000
-    window: int = 64
-    window_bytes: int = 256 * KiB
-    disk_reserve: int = 256 * MiB
+    sessions_per_user: Count = 8
+    connections: Count = 100_000
+    connections_per_address: Count = 10_000
+    messages_per_second: Rate = 2000.0
+    bytes_per_second: Rate = 16.0 * MiB
+    pending_per_sender: Count = 100_000
+    pending_per_pair: Count = 10_000
+    pending_per_recipient: Count = 50_000
+    window: Count = 64
+    window_bytes: Size = 256 * KiB
+    disk_reserve: Size = 256 * MiB
 
 
 class RedeliverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds."""
 
-    first: float = 5.0
-    factor: float = 3.0
-    longest: float = 300.0
-    lifetime: float = 7 * DAY
-    keep: float = 15 * DAY
+    first: Duration = 5.0
+    factor: Annotated[float, msgspec.Meta(ge=1)] = 3.0
+    longest: Duration = 300.0
+    lifetime: Duration = 7 * DAY
+    keep: Duration = 15 * DAY
 
 
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,0 +1,207 @@
+"""Where settings come from: defaults < TOML file < environment < options of the call. What is wrong is a ConfigError.
+
+Each error names the file and line, the variable or the option, the key, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from yanchat.config import BUS_RETENTION, Settings
+from yanchat.errors import ConfigError
+
+SYSTEM_FILE: Final = Path("/etc/yanchat/yanchat.toml")
+PREFIX: Final = "YANCHAT_"
+OTHER_VARIABLES: Final = frozenset({"YANCHAT_CONFIG", "YANCHAT_DEBUG", "YANCHAT_TOKEN", "YANCHAT_FAILPOINT"})
+_DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6}
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+Options = Mapping[tuple[str, str], Any]
+"""(section, key) → value of an option of the call; None when it was not given."""
+
+
+class Loaded(NamedTuple):
+    settings: Settings
+    origins: dict[tuple[str, str], str]
+    """Where each value that is no default came from."""
+    warnings: list[str]
+
+
+def load(file: Path | None, environment: Mapping[str, str], options: Options) -> Loaded:
+    """The settings of this call. `file`: what --config says. Raises ConfigError."""
+    file = file or (Path(environment["YANCHAT_CONFIG"]) if environment.get("YANCHAT_CONFIG") else None)
+    if file is None and SYSTEM_FILE.exists():
+        file = SYSTEM_FILE
+    values: dict[str, dict[str, Any]] = {}
+    origins: dict[tuple[str, str], str] = {}
+    warnings: list[str] = []
+    if file is not None:
+        _from_file(file, values, origins)
+    _from_environment(environment, values, origins, warnings)
+    for (section, key), value in options.items():
+        if value is not None:
+            where = f"--{key.replace('_', '-')}"
+            values.setdefault(section, {})[key] = _convert(section, key, value, where)
+            origins[section, key] = where
+    sections = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    settings = Settings(**{name: sections[name](**keys) for name, keys in values.items()})
+    _check(settings, origins)
+    return Loaded(settings, origins, warnings)
+
+
+def fields_of(section: str) -> dict[str, msgspec.structs.FieldInfo]:
+    """The keys of one section, empty when there is no such section."""
+    for field in msgspec.structs.fields(Settings):
+        if field.name == section:
+            return {inner.name: inner for inner in msgspec.structs.fields(field.type)}
+    return {}
+
+
+def _from_file(file: Path, values: dict[str, dict[str, Any]], origins: dict[tuple[str, str], str]) -> None:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}. Give another --config.") from None
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: this is not TOML: {error}.") from None
+    lines = _Lines(file, text)
+    for section, keys in document.items():
+        known = fields_of(section)
+        if not known or not isinstance(keys, dict):
+            raise ConfigError(
+                _unknown(lines.of(section, None), f"section [{section}]", section, Settings.__struct_fields__)
+            )
+        for key, value in keys.items():
+            where = lines.of(section, key)
+            if key not in known:
+                raise ConfigError(_unknown(where, f"key {key!r} in [{section}]", key, known))
+            values.setdefault(section, {})[key] = _convert(section, key, value, where)
+            origins[section, key] = where
+
+
+def _from_environment(
+    environment: Mapping[str, str],
+    values: dict[str, dict[str, Any]],
+    origins: dict[tuple[str, str], str],
+    warnings: list[str],
+) -> None:
+    for variable, text in environment.items():
+        if not variable.startswith(PREFIX) or variable in OTHER_VARIABLES or variable.endswith("_COMPLETE"):
+            continue
+        section, _, key = variable.removeprefix(PREFIX).lower().partition("_")
+        known = fields_of(section)
+        if key not in known:
+            warnings.append(f"{variable} is not a setting of yanchat and is ignored.")
+            continue
+        values.setdefault(section, {})[key] = _convert(section, key, text, variable)
+        origins[section, key] = variable
+
+
+def _convert(section: str, key: str, value: Any, where: str) -> Any:
+    field = fields_of(section)[key]
+    info = msgspec.inspect.type_info(field.type)
+    unit = info.extra.get("unit") if isinstance(info, msgspec.inspect.Metadata) and info.extra else None
+    try:
+        if unit == "duration":
+            value = parse_duration(value)
+        elif unit == "size":
+            value = parse_size(value)
+        elif isinstance(value, str) and field.type == tuple[str, ...]:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        return msgspec.convert(value, field.type, strict=not isinstance(value, str))
+    except (ValueError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{where}: {section}.{key} = {value!r} is not possible: {error}.") from None
+
+
+def parse_duration(value: Any) -> float:
+    """Seconds out of "5s", "10m", "7d" or a number of seconds."""
+    number, unit = _number(value)
+    if unit and unit not in _DURATION_UNITS:
+        raise ValueError('write a duration as "500ms", "5s", "10m", "2h" or "7d"')
+    return number * _DURATION_UNITS[unit or "s"]
+
+
+def parse_size(value: Any) -> int:
+    """Bytes out of "64KiB", "1MiB" or a number of bytes."""
+    number, unit = _number(value)
+    if unit not in _SIZE_UNITS:
+        raise ValueError('write a size as "512B", "64KiB", "1MiB" or "2GiB"')
+    return int(number * _SIZE_UNITS[unit])
+
+
+def _number(value: Any) -> tuple[float, str]:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value), ""
+    match = _NUMBER.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("write a number with its unit")
+    return float(match[1]), match[2]
+
+
+def _unknown(where: str, what: str, name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
+    return f"{where}: there is no {what}; {hint}"
+
+
+class _Lines:
+    """Finds the line of a key, for people: TOML parsers do not tell."""
+
+    def __init__(self, file: Path, text: str) -> None:
+        self._file, self._lines = file, text.splitlines()
+
+    def of(self, section: str, key: str | None) -> str:
+        inside = False
+        for number, line in enumerate(self._lines, 1):
+            if match := re.match(r"\s*\[\s*\"?([^\]\"]*?)\"?\s*\]", line):
+                inside = match[1].split(".")[0].strip() == section
+                if inside and key is None:
+                    return f"{self._file}:{number}"
+            elif (key is not None and inside and re.match(rf"\s*\"?{re.escape(key)}\"?\s*[=.]", line)) or (
+                not inside and re.match(rf"\s*{re.escape(section)}\s*[=.]", line)
+            ):
+                return f"{self._file}:{number}"
+        return str(self._file)
+
+
+def _check(settings: Settings, origins: Mapping[tuple[str, str], str]) -> None:
+    """What one value alone cannot tell."""
+
+    def wrong(section: str, key: str, sentence: str) -> ConfigError:
+        return ConfigError(f"{origins.get((section, key), 'defaults')}: {section}.{key} {sentence}")
+
+    redelivery, limits = settings.redelivery, settings.limits
+    if redelivery.first <= 0:
+        raise wrong("redelivery", "first", "must be more than 0s.")
+    if redelivery.longest < redelivery.first:
+        raise wrong("redelivery", "longest", "must not be less than redelivery.first.")
+    if redelivery.keep <= redelivery.lifetime + BUS_RETENTION:
+        key = "keep" if ("redelivery", "keep") in origins else "lifetime"
+        raise wrong("redelivery", key, "is not possible: keep must be more than lifetime + 7d, the bus's retention.")
+    if limits.message_size < 1 or limits.message_size > 16 << 20:
+        raise wrong("limits", "message_size", "must be 1B to 16MiB.")
+    if limits.outgoing_buffer < limits.message_size:
+        raise wrong("limits", "outgoing_buffer", "must not be less than limits.message_size.")
+    if limits.ping <= 0 or limits.idle <= limits.ping:
+        raise wrong("limits", "idle", "must be more than limits.ping, and that more than 0s.")
+    try:
+        _zone(settings.node.time_zone)
+    except (KeyError, ValueError):
+        raise wrong("node", "time_zone", "is not the name of a time zone, as Asia/Shanghai or UTC are.") from None
+
+
+def _zone(name: str) -> None:
+    from zoneinfo import ZoneInfo  # noqa: PLC0415 - most calls name no zone
+
+    if name != "UTC":
+        ZoneInfo(name)
