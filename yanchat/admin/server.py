@@ -1,0 +1,55 @@
+"""Serving the admin application on a Unix socket that only the node's own user may open."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from yanchat.errors import ConfigError
+from yanchat.model import Node
+from yanchat.node.looks import Mailboxes
+from yanchat.ports import Outbox
+
+LONGEST_SOCKET_PATH = 107
+
+
+async def serve_admin(path: Path, node: Node, outbox: Outbox, mailboxes: Mailboxes) -> None:
+    """Serve until cancelled. The path is over 107 bytes: ConfigError."""
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        raise ConfigError(f"{path} is too long for a Unix socket; choose a shorter state directory.")
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        try:
+            await _serve(listener, node, outbox, mailboxes)
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def _serve(listener: socket.socket, node: Node, outbox: Outbox, mailboxes: Mailboxes) -> None:
+    # the web libraries are loaded while the node serves already: they take longer than all the rest
+    from hypercorn.config import Config  # noqa: PLC0415
+    from hypercorn.trio import serve  # noqa: PLC0415
+
+    from yanchat.admin.app import build_app  # noqa: PLC0415
+
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.errorlog = config.accesslog = None
+    config.graceful_timeout = 1.0
+    app = build_app(node, outbox, mailboxes)
+
+    async def without_lifespan(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            raise NotImplementedError  # says, as ASGI has it, that there is nothing to start or to stop
+        await app(scope, receive, send)
+
+    await serve(without_lifespan, config, shutdown_trigger=trio.sleep_forever)
