@@ -159,6 +159,8 @@ class RowFilter(msgspec.Struct, frozen=True, kw_only=True):
     states: tuple[str, ...] = ()
     """Any of pending, delivered, expired, untold; empty means all."""
     accepted_before: int | None = None
+    after: int = 0
+    """Only rows of a higher order: to go on where the last call ended."""
     limit: int = 1000
 
 

@@ -18,6 +18,7 @@ from websockets.server import ServerProtocol
 from yanchat.config import LimitSettings
 from yanchat.errors import Refused
 from yanchat.gateway.admission import Admission, plain_answer
+from yanchat.model import OpenId
 from yanchat.node.hub import Outlet, Session
 
 try:
@@ -33,7 +34,7 @@ TOO_SLOW = 4008
 class Door(Shape):
     """Where logins go: `node/reception.py`."""
 
-    def enter(self, openid: str, user_name: str, remote: str, outlet: Outlet) -> Session: ...
+    def enter(self, openid: OpenId, user_name: str, remote: str, outlet: Outlet) -> Session: ...
 
 
 class Connection:

@@ -56,7 +56,7 @@ class Edge:
         self._touched: dict[Connection, None] = {}
         self._in_turn = False
         self._token: trio.lowlevel.TrioToken | None = None
-        self._accepting = True
+        self._accepting = self._reading = True
         self.empty = trio.Event()
 
     @property
@@ -136,7 +136,7 @@ class Edge:
 
     def _read(self, wire: Wire) -> None:
         connection = wire.connection
-        if connection.paused:
+        if connection.paused or not self._reading:
             return
         try:
             data = wire.sock.recv(BYTES_A_TURN)
@@ -192,7 +192,7 @@ class Edge:
         if connection.ending and not connection.out:
             self._drop(wire)
             return
-        interest = (0 if connection.paused else READ) | (WRITE if connection.out else 0)
+        interest = (READ if self._reading and not connection.paused else 0) | (WRITE if connection.out else 0)
         if interest != wire.interest:
             wire.interest = interest
             self._epoll.modify(wire.sock.fileno(), interest)
@@ -252,9 +252,16 @@ class Edge:
             listener.close()
         self._listeners = {}
 
+    def hold(self) -> None:
+        """Read no more, so that what was read can be answered; until `close_all`."""
+        self._reading = False
+        for wire in self._wires.values():
+            self.touch(wire.connection)
+
     def close_all(self, code: int, reason: str) -> None:
         """Start the closing handshake with everybody; `empty` is set when all have gone."""
         self.empty = trio.Event()
+        self._reading = True
         for wire in list(self._wires.values()):
             self._guarded(wire, lambda wire: wire.connection.close(code, reason))
         self.flush()

@@ -42,6 +42,7 @@ class Delivery:
         self._dates, self._clock, self._counters = dates, clock, counters
         self._acks: list[tuple[Session, str]] = []
         self._wake = trio.Event()
+        self._busy = False
         self._unpublished: set[int] = set()
         self._last_place = 0
         self._failed: list[tuple[Node, list[tuple[Key, int]]]] = []
@@ -145,14 +146,14 @@ class Delivery:
 
     @property
     def idle(self) -> bool:
-        return not self._acks
+        return not (self._acks or self._busy)
 
     async def run(self) -> None:
         """Record acks batch by batch, then answer them, as long as the node lives."""
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            batch, self._acks = self._acks, []
+            batch, self._acks, self._busy = self._acks, [], True
             try:
                 await self._record(batch)
             except StoreUnavailable as error:
@@ -160,6 +161,7 @@ class Delivery:
                 self._counters.store_failed += 1
                 for session, message_id in batch:  # not acked: it will be pushed again
                     self._answer(session, message_id, 503)
+            self._busy = False
 
     async def _record(self, batch: list[tuple[Session, str]]) -> None:
         now = self._clock.wall()

@@ -49,6 +49,7 @@ class Intake:
         self._dates, self._clock, self._inflight, self._counters = dates, clock, inflight, counters
         self._queue: list[_Waiting] = []
         self._wake = trio.Event()
+        self._busy = False
 
     def submit(self, session: Session, send: Send) -> bool:
         """Take a message; false when the session has as much in flight as it may."""
@@ -94,11 +95,13 @@ class Intake:
             batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
             if not self._queue:
                 self._wake = trio.Event()
+            self._busy = True
             await self._store(batch)
+            self._busy = False
 
     @property
     def idle(self) -> bool:
-        return not self._queue
+        return not (self._queue or self._busy)
 
     async def _store(self, batch: list[_Waiting]) -> None:
         messages = [waiting.envelopes for waiting in batch if waiting.envelopes]

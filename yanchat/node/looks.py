@@ -6,13 +6,13 @@ is in memory: a user with anything open on disk has a mailbox here, or stands in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
 from yanchat.config import LimitSettings
 from yanchat.errors import RegistryUnavailable, StoreUnavailable
-from yanchat.model import ACKED, OPEN, Envelope, Key, Node, OpenId, Place, SessionId
+from yanchat.model import ACKED, OPEN, Envelope, Key, Node, OpenId, Place, Row, SessionId
 from yanchat.node.backlog import Backlog
 from yanchat.node.hub import Hub
 from yanchat.node.mailbox import HELD_AT_MOST, Item, Mailbox, TrayRows, new_item
@@ -113,17 +113,32 @@ class Mailboxes:
             self._nudged[openid] = None
         self._wake.set()
 
-    def replay(self, openids: Iterable[OpenId]) -> None:
-        """Push again, now, all that these users have not acked."""
-        for openid in openids:
-            box = self._boxes.get(openid)
-            if box is not None:
-                for item in box.messages.rows.values():
-                    item.sent = {place: (attempt, 0.0) for place, (attempt, _) in item.sent.items()}
-                box.calm_down()
-                self.nudge(openid)
-            elif openid in self._awaited:
-                self.pulled(openid)
+    def replay(self, keys: Sequence[Key]) -> int:
+        """Push these open rows again, now; how many were in flight. The others go when their turn comes."""
+        again = 0
+        for key in keys:
+            item = self._items.get(key)
+            if item is not None and item.rank == OPEN and item.sent:
+                item.sent = {place: (attempt, 0.0) for place, (attempt, _) in item.sent.items()}
+                again += 1
+        for openid in {openid for _, openid in keys}:
+            self.pulled(openid, stands=openid in self._awaited)
+        return again
+
+    async def push_dead(self, rows: Sequence[Row]) -> int:
+        """Push rows that were given up once more to whoever is there; how many had somebody there."""
+        if not rows:
+            return 0
+        found = await self._registry.locate(list({row.envelope.recipient for row in rows}))
+        pushed = 0
+        for row in rows:
+            sessions: dict[Node, list[SessionId]] = {}
+            for entry in found.get(row.envelope.recipient, ()):
+                sessions.setdefault(entry.node, []).append(entry.session_id)
+            for node, ids in sessions.items():
+                self._hand_over(node, [Push(self._node, row.envelope, tuple(ids), "retry", True)])
+            pushed += bool(sessions)
+        return pushed
 
     def holds(self, openid: OpenId) -> bool:
         """Whether anything is open here for this user."""
@@ -335,10 +350,13 @@ class Mailboxes:
                     item.sent_at = item.sent_at or wall
                     self._counters.redelivered += bool(again)
         for node, records in out.items():
-            if node == self._node:
-                self.deliver(records)
-            else:
-                self._bus.publish(node, records)
+            self._hand_over(node, records)
+
+    def _hand_over(self, node: Node, records: list[Record]) -> None:
+        if node == self._node:
+            self.deliver(records)
+        else:
+            self._bus.publish(node, records)
 
     def _record(self, item: Item, sessions: tuple[SessionId, ...], cause: str, redelivered: bool) -> Record:
         if item.rank == OPEN:

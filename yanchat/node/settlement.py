@@ -35,6 +35,7 @@ class Settlement:
         self._bus, self._clock, self._counters = bus, clock, counters
         self._steps: list[Step] = []
         self._wake = trio.Event()
+        self._busy = False
         self.caught_up = trio.Event()
         """The ack topic has been read to where it ended at the start: only now may rows be given up."""
 
@@ -121,7 +122,7 @@ class Settlement:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            steps, self._steps = self._steps, []
+            steps, self._steps, self._busy = self._steps, [], True
             while steps:
                 try:
                     await self._outbox.record(steps)
@@ -129,10 +130,11 @@ class Settlement:
                 except StoreUnavailable:
                     self._counters.store_failed += 1
                     await trio.sleep(AGAIN_AFTER)
+            self._busy = False
 
     @property
     def idle(self) -> bool:
-        return not self._steps
+        return not (self._steps or self._busy)
 
     # -- expiry --------------------------------------------------------------------------------------------------------
     async def bury(self, rows: Sequence[Row]) -> int:

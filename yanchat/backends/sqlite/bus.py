@@ -20,6 +20,7 @@ import trio
 from yanchat import failpoint
 from yanchat.backends.lane import Lane
 from yanchat.backends.sqlite.database import Database
+from yanchat.config import BUS_RETENTION
 from yanchat.errors import ConfigError, StoreUnavailable
 from yanchat.model import Node
 from yanchat.names import ack_topic, message_topic, slug
@@ -29,6 +30,7 @@ from yanchat.protocol.records import Record, Topic
 from yanchat.telemetry import Counters
 
 POLL_SECONDS = 1.0
+PURGE_SECONDS = 600.0
 BATCH = 500
 MAX_QUEUED = 100_000
 LONGEST_SOCKET_PATH = 107
@@ -164,11 +166,13 @@ class SqliteBus(Bus):
             lambda db: db.execute("DELETE FROM bus WHERE topic = ? AND place <= ?", (name, last)).fetchall(), lazy=True
         )
 
-    async def purge(self, retention: float) -> None:
-        """Remove what nobody has fetched for `retention` seconds."""
-        await self._lane.run(
-            lambda db: db.execute("DELETE FROM bus WHERE at < unixepoch() - ?", (int(retention),)).fetchall()
-        )
+    async def purge(self) -> None:
+        """Remove, every ten minutes, what nobody has fetched within the retention."""
+        sql = "DELETE FROM bus WHERE at < unixepoch() - ?"
+        while True:
+            with suppress(StoreUnavailable):
+                await self._lane.run(lambda db: db.execute(sql, (int(BUS_RETENTION),)).fetchall())
+            await trio.sleep(PURGE_SECONDS)
 
     async def flush(self) -> None:
         await self._idle.wait()
@@ -191,6 +195,7 @@ async def open_bus(lane: Lane[Database], state: Path, node: Node, counters: Coun
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bus.run)
             nursery.start_soon(bus.listen, bell)
+            nursery.start_soon(bus.purge)
             yield bus
             nursery.cancel_scope.cancel()
     finally:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from yanchat import failpoint
 from yanchat.backends.lane import Lane
@@ -89,8 +89,7 @@ class Store(Outbox, Inbox):
         return await self._lane.run(lambda db: [_find(db, key) for key in keys])
 
     async def search(self, what: RowFilter) -> list[Row]:
-        terms: list[str] = []
-        values: list[Any] = []
+        terms, values = ["ord > ?"], [cast(Any, what.after)]
         for term, value in (("recipient = ?", what.recipient), ("accepted_at < ?", what.accepted_before)):
             if value is not None:
                 terms.append(term)
@@ -100,8 +99,7 @@ class Store(Outbox, Inbox):
             values.append(bytes.fromhex(what.message_id))
         if what.states:
             terms.append("(" + " OR ".join(_STATES[state] for state in what.states) + ")")
-        where = "WHERE " + " AND ".join(terms) if terms else ""
-        return await self._rows(f"{where} ORDER BY ord LIMIT ?", (*values, what.limit))
+        return await self._rows(f"WHERE {' AND '.join(terms)} ORDER BY ord LIMIT ?", (*values, what.limit))
 
     async def expired(self, accepted_before: int, settled_before: int, limit: int) -> list[Row]:
         old = await self._rows("WHERE rank = 0 AND ord < ? ORDER BY ord LIMIT ?", (accepted_before << 16, limit))
