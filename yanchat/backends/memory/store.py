@@ -1,0 +1,235 @@
+"""Outbox and inbox in memory. What was committed stays in the object, whatever becomes of the node that used it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import trio
+from msgspec.structs import replace
+
+from yanchat.errors import StoreUnavailable
+from yanchat.model import ACKED, GIVEN_UP, OPEN, AckEntry, Envelope, Key, MessageId, OpenId, Row, Step, Totals
+from yanchat.ports import Inbox, Outbox, RowFilter, Tray, Waiting
+
+R = TypeVar("R")
+
+
+class MemoryStore(Outbox, Inbox):
+    """One node's message table; a node that is built again on it finds what its last life had committed."""
+
+    def __init__(self, store_id: str) -> None:
+        self.store_id = store_id
+        self.before_commit = 0.0
+        """Seconds that a write takes before its commit; cancelled there, it leaves nothing."""
+        self.after_commit = 0.0
+        """Seconds that it takes to answer; cancelled there, it has taken effect."""
+        self.readable = self.writable = True
+        """False: such calls raise StoreUnavailable, as with a full disk or a broken file."""
+        self._wrote = True
+        self._rows: dict[int, Row] = {}
+        self._orders: dict[Key, int] = {}
+        self._inbox: dict[Key, tuple[int, AckEntry]] = {}
+        self._marks: dict[str, int] = {}
+        self._purged: Counter[int] = Counter()
+        self._last_order = self._place = self._published = 0
+
+    async def _write(self, work: Callable[[], R]) -> R:
+        await trio.sleep(self.before_commit)
+        self._wrote = self.writable
+        if not self.writable:
+            raise StoreUnavailable("The store takes nothing now; make room on the disk.")
+        result = work()
+        if self.after_commit:
+            await trio.sleep(self.after_commit)
+        return result
+
+    async def _read(self, work: Callable[[], R]) -> R:
+        await trio.lowlevel.checkpoint()
+        if not self.readable:
+            raise StoreUnavailable("The store cannot be read now; check the disk.")
+        return work()
+
+    async def _select(self, wanted: Callable[[Row], bool], limit: int) -> list[Row]:
+        def work() -> list[Row]:
+            return sorted(filter(wanted, self._rows.values()), key=lambda row: row.envelope.order)[:limit]
+
+        return await self._read(work)
+
+    # -- outbox --------------------------------------------------------------------------------------------------------
+    async def add(self, messages: Sequence[Sequence[Envelope]], *, notify: bool = True) -> list[list[bool]]:
+        return await self._write(lambda: self._add(messages, OPEN if notify else ACKED))
+
+    def _add(self, messages: Sequence[Sequence[Envelope]], told: int) -> list[list[bool]]:
+        rows: dict[int, Row] = {}
+        orders: dict[Key, int] = {}
+        news: list[list[bool]] = []
+        for message in messages:
+            news.append([])
+            for envelope in message:
+                new = envelope.key not in self._orders and envelope.key not in orders
+                news[-1].append(new)
+                if not new:
+                    continue
+                if envelope.order in self._rows or envelope.order in rows:
+                    raise StoreUnavailable(f"The order {envelope.order:x} was given twice; this is a bug of the node.")
+                rows[envelope.order] = Row(envelope, told=told)
+                orders[envelope.key] = envelope.order
+        self._rows |= rows
+        self._orders |= orders
+        self._last_order = max(self._last_order, *rows, 0)
+        return news
+
+    async def record(self, steps: Sequence[Step]) -> None:
+        def work() -> None:
+            for step in steps:
+                self._step(step)
+
+        await self._write(work)
+
+    def _step(self, step: Step) -> None:
+        row = self._rows.get(step.order)
+        if row is not None:
+            self._rows[step.order] = replace(
+                row,
+                rank=max(row.rank, step.rank),
+                told=max(row.told, step.told),
+                attempts=max(row.attempts, step.attempts),
+                sent_at=row.sent_at or step.sent_at,
+                arrived_at=row.arrived_at or step.arrived_at,
+                settled_at=step.settled_at if step.rank > row.rank else row.settled_at,
+                told_at=step.told_at if step.told > row.told else row.told_at,
+            )
+
+    async def open_rows(self, openid: OpenId, tray: Tray, limit: int) -> list[Row]:
+        if tray == "messages":
+            return await self._select(lambda row: row.rank == OPEN and row.envelope.recipient == openid, limit)
+        return await self._select(lambda row: row.rank > row.told and row.envelope.sender == openid, limit)
+
+    async def users_with_open_rows(self, after: str, limit: int) -> list[OpenId]:
+        def work() -> list[OpenId]:
+            rows = self._rows.values()
+            users = {row.envelope.recipient for row in rows if row.rank == OPEN}
+            users |= {row.envelope.sender for row in rows if row.rank > row.told}
+            return sorted(user for user in users if user > after)[:limit]
+
+        return await self._read(work)
+
+    async def waiting(self) -> list[Waiting]:
+        def work() -> list[Waiting]:
+            pairs = Counter(
+                (row.envelope.sender, row.envelope.recipient) for row in self._rows.values() if row.rank == OPEN
+            )
+            return [Waiting(sender, recipient, rows) for (sender, recipient), rows in pairs.items()]
+
+        return await self._read(work)
+
+    async def find(self, keys: Sequence[Key]) -> list[Row | None]:
+        return await self._read(lambda: [self._find(key) for key in keys])
+
+    def _find(self, key: Key) -> Row | None:
+        order = self._orders.get(key)
+        return None if order is None else self._rows[order]
+
+    async def search(self, what: RowFilter) -> list[Row]:
+        def wanted(row: Row) -> bool:
+            envelope = row.envelope
+            return (
+                envelope.order > what.after
+                and what.recipient in (None, envelope.recipient)
+                and what.message_id in (None, envelope.message_id)
+                and (what.accepted_before is None or envelope.accepted_at < what.accepted_before)
+                and (not what.states or row.state in what.states or ("untold" in what.states and row.rank > row.told))
+            )
+
+        return await self._select(wanted, what.limit)
+
+    async def expired(self, accepted_before: int, settled_before: int, limit: int) -> list[Row]:
+        old = await self._select(lambda row: row.rank == OPEN and row.envelope.accepted_at < accepted_before, limit)
+        untold = await self._select(lambda row: row.rank > row.told and row.settled_at < settled_before, limit)
+        return (old + untold)[:limit]
+
+    async def totals(self) -> Totals:
+        def work() -> Totals:
+            ranks = self._purged + Counter(row.rank for row in self._rows.values())
+            untold = sum(row.rank > row.told for row in self._rows.values())
+            return Totals(pending=ranks[OPEN], delivered=ranks[ACKED], expired=ranks[GIVEN_UP], untold=untold)
+
+        return await self._read(work)
+
+    async def purge(self, before: int, limit: int) -> int:
+        def work() -> int:
+            done = sorted(
+                order
+                for order, row in self._rows.items()
+                if row.envelope.accepted_at < before and OPEN < row.rank <= row.told
+            )[:limit]
+            for order in done:
+                row = self._rows.pop(order)
+                del self._orders[row.envelope.key]
+                self._purged[row.rank] += 1
+            acks = sorted((place, key) for key, (place, entry) in self._inbox.items() if entry.at < before)
+            acks = acks[: limit - len(done)]
+            for _, key in acks:
+                del self._inbox[key]
+            return len(done) + len(acks)
+
+        return await self._write(work)
+
+    async def last_order(self) -> int:
+        return await self._read(lambda: self._last_order)
+
+    async def mark(self, name: str, value: int) -> int:
+        def work() -> int:
+            before = self._marks.get(name, 0)
+            self._marks[name] = max(before, value)
+            return before
+
+        return await self._write(work)
+
+    def healthy(self) -> bool:
+        return self._wrote
+
+    # -- inbox ---------------------------------------------------------------------------------------------------------
+    async def known(self, keys: Sequence[Key]) -> list[bool]:
+        def acked(key: Key) -> bool:
+            row = self._find(key)
+            return key in self._inbox or (row is not None and row.rank == ACKED)
+
+        return await self._read(lambda: list(map(acked, keys)))
+
+    async def ack(self, entries: Sequence[AckEntry]) -> list[int]:
+        return await self._write(lambda: list(map(self._ack, entries)))
+
+    def _ack(self, entry: AckEntry) -> int:
+        self._step(Step(entry.order, ACKED, attempts=entry.attempts, sent_at=entry.sent_at, settled_at=entry.at))
+        if not entry.origins:
+            return 0
+        _, before = self._inbox.get(entry.key, (0, entry))
+        origins = tuple(sorted({*entry.origins, *before.origins}))
+        self._place += 1
+        self._inbox[entry.key] = self._place, AckEntry(entry.key, origins, at=entry.at)
+        return self._place
+
+    async def recipients(self, message_id: MessageId) -> tuple[dict[OpenId, int], list[OpenId]]:
+        def work() -> tuple[dict[OpenId, int], list[OpenId]]:
+            rows = [row for row in self._rows.values() if row.envelope.message_id == message_id]
+            acked = {row.envelope.recipient for row in rows if row.rank == ACKED}
+            acked |= {user for found, user in self._inbox if found == message_id}
+            return {row.envelope.recipient: row.envelope.order for row in rows}, sorted(acked)
+
+        return await self._read(work)
+
+    async def unsent(self, limit: int) -> list[tuple[int, AckEntry]]:
+        def work() -> list[tuple[int, AckEntry]]:
+            found = [(place, entry) for place, entry in self._inbox.values() if place > self._published]
+            return sorted(found, key=lambda one: one[0])[:limit]
+
+        return await self._read(work)
+
+    async def published(self, place: int) -> None:
+        def work() -> None:
+            self._published = max(self._published, place)
+
+        await self._write(work)
