@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 from msgspec.structs import replace
@@ -14,11 +14,10 @@ from yanchat.ports import Registry
 
 R = TypeVar("R")
 K = TypeVar("K")
-V = TypeVar("V")
 
 
 class MemoryRegistry:
-    """What the cluster knows. `now` gives seconds on the registry's own clock, `lease` is a lease's length in seconds."""
+    """What the cluster knows. `now` is the registry's own clock and `lease` the time to live, both in seconds."""
 
     def __init__(self, now: Callable[[], float], lease: float) -> None:
         self.now, self.lease = now, lease
@@ -43,8 +42,9 @@ class MemoryRegistry:
     def fail_over(self) -> None:
         """Another server answers, which has missed every other entry."""
         self.epoch = str(int(self.epoch) + 1)
-        for table in (self.nodes, self.sessions, self.pending):
-            _halve(table)
+        _halve(self.nodes)
+        _halve(self.sessions)
+        _halve(self.pending)
 
     def held(self, node: Node) -> NodeRecord | None:
         """The live record under this address."""
@@ -200,6 +200,6 @@ class RegistryView(Registry):
         return await self._run(lambda: self._it.epoch)
 
 
-def _halve(table: dict[K, V]) -> None:
+def _halve(table: dict[K, Any]) -> None:
     for key in list(table)[::2]:
         del table[key]
