@@ -1,0 +1,8 @@
+"""What holds for all tests. Async tests run in trio (pytest-trio); one that asks for `autojump_clock` in virtual time."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("yanchat", deadline=None)  # a busy machine is no failure
+settings.load_profile("yanchat")
