@@ -1,4 +1,4 @@
-"""What holds for all tests. Async tests run in trio (pytest-trio); one that asks for `autojump_clock` in virtual time."""
+"""What holds for all tests: async ones run in trio (pytest-trio), and with `autojump_clock` in virtual time."""
 
 from __future__ import annotations
 
