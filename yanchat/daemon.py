@@ -5,7 +5,6 @@ What lives here is only the order of things; each part is named once, and each g
 
 from __future__ import annotations
 
-import datetime
 import fcntl
 import gc
 import os
@@ -15,10 +14,8 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
-from zoneinfo import ZoneInfo
+from typing import Final
 
 import structlog
 import trio
@@ -35,19 +32,9 @@ from yanchat.gateway.auth import trusting
 from yanchat.gateway.edge import Edge
 from yanchat.model import Node, NodeRecord
 from yanchat.names import slug
-from yanchat.node.backlog import Backlog
-from yanchat.node.delivery import Delivery
-from yanchat.node.hub import Hub
-from yanchat.node.intake import Intake
-from yanchat.node.lease import LEASE, Lease
-from yanchat.node.looks import Mailboxes
-from yanchat.node.reception import Reception
-from yanchat.node.settlement import Settlement
-from yanchat.node.sweep import Sweep
-from yanchat.ports import Bus, Clock, Registry
-from yanchat.protocol.frames import Dates
-from yanchat.protocol.ids import Orders, SessionIds
-from yanchat.protocol.retry import RetryPolicy
+from yanchat.node.assembly import Assembly, assemble
+from yanchat.node.lease import LEASE
+from yanchat.ports import Clock
 from yanchat.telemetry import Counters
 
 COMMITS_WITHIN: Final = 5.0
@@ -62,155 +49,86 @@ async def serve(settings: Settings, state: Path, ready: Callable[[str], None]) -
     the address or the directory), StoreUnavailable; nothing is left running then.
     """
     failpoint.arm_from(os.environ)
+    rng = random.Random()  # noqa: S311 - it names and spreads; nothing is secret
+    clock = Clock(lambda: time.time_ns() // 1_000_000, trio.current_time, rng)
     with _listener(settings) as listener:
         node = _name(settings, listener)
         directory = state / "nodes" / slug(node)
         with _locked(directory, node):
+            counters = Counters()
             async with (
                 open_store(directory / "node.db", settings.limits.disk_reserve) as store,
                 open_cluster(state, LEASE) as (cluster, registry),
+                open_bus(cluster, state, node, counters) as bus,
+                _stop_on_signals() as stopping,
             ):
-                counters = Counters()
-                async with open_bus(cluster, state, node, counters) as bus, _stop_on_signals() as stopping:
-                    parts = await _build(settings, node, listener, store, registry, bus, counters)
-                    bus.incarnation = parts.lease.incarnation
-                    await parts.run(directory / "admin.sock", ready, stopping)
+                incarnation = f"{rng.getrandbits(64):016x}"
+                record = NodeRecord(node, incarnation, store.store_id, f"ws://{node}/ws", clock.wall(), __version__)
+                work = await assemble(record, settings, store, store, registry, bus, clock, counters)
+                admission = Admission(settings.limits, settings.origins.allow, trusting)
+                edge = Edge([listener], work.reception, admission, settings.limits, clock.monotonic)
+                await _run(work, edge, listener, record.url, directory / "admin.sock", store, ready, stopping)
 
 
-class _Parts(NamedTuple):
-    """One node, built: what has to be run, and taken apart."""
-
-    node: Node
-    url: str
-    listener: socket.socket
-    store: Store
-    bus: Bus
-    mailboxes: Mailboxes
-    intake: Intake
-    delivery: Delivery
-    settlement: Settlement
-    lease: Lease
-    reception: Reception
-    sweep: Sweep
-    edge: Edge
-
-    async def run(self, admin_socket: Path, ready: Callable[[str], None], stopping: trio.Event) -> None:
-        try:
-            async with (
-                self.bus.subscribe("message") as messages,
-                self.bus.subscribe("ack") as acks,
-                trio.open_nursery() as nursery,
-            ):
-                await self.mailboxes.start()
-                for part in (
-                    partial(self.delivery.serve, messages),
-                    partial(self.settlement.serve, acks),
-                    self.delivery.run,
-                    self.delivery.keep_publishing,
-                    self.settlement.run,
-                    self.intake.run,
-                    self.mailboxes.run,
-                    self.lease.run,
-                    self.reception.run,
-                    self.sweep.run,
-                    self.sweep.housekeeping,
-                    partial(serve_admin, admin_socket, self.node, self.store, self.mailboxes),
-                ):
-                    nursery.start_soon(part)
-                await self.lease.joined.wait()
-                self.listener.listen(4096)
-                nursery.start_soon(self.edge.run)
-                nursery.start_soon(self.edge.sweep)
+async def _run(
+    work: Assembly,
+    edge: Edge,
+    listener: socket.socket,
+    url: str,
+    admin_socket: Path,
+    store: Store,
+    ready: Callable[[str], None],
+    stopping: trio.Event,
+) -> None:
+    try:
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as starting:
+                nursery.start_soon(_cancel_when, stopping, starting)
+                await nursery.start(work.run)
+                listener.listen(4096)
+                nursery.start_soon(edge.run)
+                nursery.start_soon(edge.sweep)
+                nursery.start_soon(serve_admin, admin_socket, work, store)
                 gc.collect()
                 gc.freeze()
-                structlog.get_logger().info("node.ready", node=self.node, url=self.url, version=__version__)
-                ready(self.url)
-                await stopping.wait()
-                await self._drain()
-                nursery.cancel_scope.cancel()
-        except* YanchatError as group:
-            raise group.exceptions[0] from None  # the first reason ends the node; the others follow from it
-
-    async def _drain(self) -> None:
-        """Stop accepting, finish commits, close the clients, leave."""
-        structlog.get_logger().info("node.draining", connections=self.edge.connections)
-        self.reception.draining = True
-        self.edge.stop_accepting()
-        with trio.move_on_after(FLUSHED_WITHIN), suppress(YanchatError):
-            await self.lease.drain()
-        self.edge.hold()
-        with trio.move_on_after(COMMITS_WITHIN):
-            await self._idle()
-        self.edge.close_all(1012, "this node restarts; connect again")
-        with trio.move_on_after(CLOSED_WITHIN):
-            await self.edge.empty.wait()
-        with trio.move_on_after(FLUSHED_WITHIN):
-            await self._idle()
-            await self.bus.flush()
-        with trio.move_on_after(FLUSHED_WITHIN), suppress(YanchatError):
-            await self.lease.leave()
-        structlog.get_logger().info("node.stopped")
-
-    async def _idle(self) -> None:
-        while not (self.intake.idle and self.delivery.idle and self.settlement.idle):  # noqa: ASYNC110 - for once, at the end
-            await trio.sleep(0.005)
+                structlog.get_logger().info("node.ready", node=work.node, url=url, version=__version__)
+                ready(url)
+            await stopping.wait()
+            await _drain(work, edge)
+            nursery.cancel_scope.cancel()
+    except* YanchatError as group:
+        raise _first(group) from None  # the first reason ends the node; the others follow from it
 
 
-async def _build(
-    settings: Settings,
-    node: Node,
-    listener: socket.socket,
-    store: Store,
-    registry: Registry,
-    bus: Bus,
-    counters: Counters,
-) -> _Parts:
-    limits, redelivery = settings.limits, settings.redelivery
-    rng = random.Random()  # noqa: S311 - it names and spreads; nothing is secret
-    clock = Clock(lambda: time.time_ns() // 1_000_000, trio.current_time, rng)
-    zone = datetime.UTC if settings.node.time_zone == "UTC" else ZoneInfo(settings.node.time_zone)
-    dates = Dates(zone)
-    url = f"ws://{node}/ws"
-    record = NodeRecord(node, f"{rng.getrandbits(64):016x}", store.store_id, url, clock.wall(), __version__)
-    orders = Orders(await store.last_order())
-    second = max(clock.wall() // 1000, await store.mark("session-second", 0)) + 1
-    await store.mark("session-second", second)
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
-    hub, backlog = Hub(), Backlog(limits)
-    for waiting in await store.waiting():
-        backlog.add(waiting.sender, waiting.recipient, waiting.rows)
-    retry = RetryPolicy(redelivery.first, redelivery.factor, redelivery.longest, redelivery.lifetime)
-    mailboxes = Mailboxes(
-        node, store, registry, bus, hub, backlog, limits, retry, clock, counters, first_order=orders.last + 1
-    )
-    intake = Intake(store, mailboxes, backlog, orders, dates, clock, limits.inflight, counters)
-    delivery = Delivery(node, hub, store, store, mailboxes, bus, dates, clock, counters)
-    settlement = Settlement(node, store, mailboxes, delivery, bus, clock, counters)
-    lease = Lease(registry, record, mailboxes, clock, counters)
-    reception = Reception(
-        node,
-        hub,
-        registry,
-        bus,
-        lease,
-        intake,
-        delivery,
-        settlement,
-        mailboxes,
-        SessionIds(node, second),
-        dates,
-        clock,
-        limits,
-        single=settings.node.sessions == "single",
-    )
-    sweep = Sweep(hub, store, mailboxes, settlement, redelivery, clock)
-    admission = Admission(limits, settings.origins.allow, trusting)
-    edge = Edge([listener], reception, admission, limits, clock.monotonic)
-    mailboxes.deliver = delivery.take
-    lease.claim_all = reception.claim_all
-    return _Parts(
-        node, url, listener, store, bus, mailboxes, intake, delivery, settlement, lease, reception, sweep, edge
-    )
+
+async def _cancel_when(stopping: trio.Event, scope: trio.CancelScope) -> None:
+    await stopping.wait()
+    scope.cancel()
+
+
+async def _drain(work: Assembly, edge: Edge) -> None:
+    """Stop accepting, finish commits, close the clients, leave."""
+    structlog.get_logger().info("node.draining", connections=edge.connections)
+    work.reception.draining = True
+    edge.stop_accepting()
+    with trio.move_on_after(FLUSHED_WITHIN), suppress(YanchatError):
+        await work.lease.drain()
+    edge.hold()
+    with trio.move_on_after(COMMITS_WITHIN):
+        await work.idle()
+    edge.close_all(1012, "this node restarts; connect again")
+    with trio.move_on_after(CLOSED_WITHIN):
+        await edge.empty.wait()
+    with trio.move_on_after(FLUSHED_WITHIN):
+        await work.idle()
+    with trio.move_on_after(FLUSHED_WITHIN), suppress(YanchatError):
+        await work.lease.leave()
+    structlog.get_logger().info("node.stopped")
 
 
 @asynccontextmanager

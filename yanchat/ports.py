@@ -124,6 +124,9 @@ class Batch(ABC):
 class Bus(ABC):
     """Records between nodes. May lose, repeat and delay; keeps the order of one topic and key in normal running."""
 
+    incarnation: str = ""
+    """This node's, for the headers of what it publishes."""
+
     @abstractmethod
     def publish(self, node: Node, records: Sequence[Record], stored: Callable[[bool], None] | None = None) -> None:
         """Send to a node, also to one that is down. Never blocks, never raises.
@@ -249,8 +252,8 @@ class Inbox(ABC):
         """Whom this message is for, as far as is known here: our own rows (recipient to order), and those who acked."""
 
     @abstractmethod
-    async def unsent(self, limit: int) -> list[tuple[int, AckEntry]]:
-        """Acks behind the published watermark, oldest first, with their places."""
+    async def unsent(self, after: int, limit: int) -> list[tuple[int, AckEntry]]:
+        """Acks behind the published watermark and behind the place `after`, oldest first, with their places."""
 
     @abstractmethod
     async def published(self, place: int) -> None:

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from yanchat.errors import StoreUnavailable, YanchatError
-from yanchat.model import MessageId, Node, OpenId, Row
-from yanchat.node.looks import Mailboxes
+from yanchat.model import MessageId, OpenId, Row
+from yanchat.node.assembly import Assembly
 from yanchat.ports import Outbox, RowFilter
 from yanchat.protocol.ids import is_message_id
 
@@ -37,7 +37,7 @@ class BadRequest(YanchatError):
     exit_code = 2
 
 
-def build_app(node: Node, outbox: Outbox, mailboxes: Mailboxes) -> Starlette:
+def build_app(work: Assembly, outbox: Outbox) -> Starlette:
     """The application of one node."""
 
     async def list_rows(request: Request) -> Response:
@@ -56,7 +56,7 @@ def build_app(node: Node, outbox: Outbox, mailboxes: Mailboxes) -> Starlette:
                 limit=int(limit),
             )
         )
-        return _json({"node": node, "rows": [as_json(row) for row in rows]})
+        return _json({"node": work.node, "rows": [as_json(row) for row in rows]})
 
     async def redeliver(request: Request) -> Response:
         try:
@@ -68,10 +68,10 @@ def build_app(node: Node, outbox: Outbox, mailboxes: Mailboxes) -> Starlette:
         rows = await _selected(outbox, order)
         redelivered = 0
         if not order.dry_run:
-            redelivered = mailboxes.replay([row.envelope.key for row in rows if row.state == "pending"])
-            redelivered += await mailboxes.push_dead([row for row in rows if row.state == "expired"])
+            redelivered = work.mailboxes.replay([row.envelope.key for row in rows if row.state == "pending"])
+            redelivered += await work.looks.push_dead([row for row in rows if row.state == "expired"])
         ids = list(dict.fromkeys(row.envelope.message_id for row in rows))
-        return _json({"node": node, "selected": len(rows), "redelivered": redelivered, "message_ids": ids})
+        return _json({"node": work.node, "selected": len(rows), "redelivered": redelivered, "message_ids": ids})
 
     async def failed(_: Request, error: Exception) -> Response:
         status = 400 if isinstance(error, BadRequest) else 503 if isinstance(error, StoreUnavailable) else 500

@@ -10,14 +10,13 @@ from typing import Any
 import trio
 
 from yanchat.errors import ConfigError
-from yanchat.model import Node
-from yanchat.node.looks import Mailboxes
+from yanchat.node.assembly import Assembly
 from yanchat.ports import Outbox
 
 LONGEST_SOCKET_PATH = 107
 
 
-async def serve_admin(path: Path, node: Node, outbox: Outbox, mailboxes: Mailboxes) -> None:
+async def serve_admin(path: Path, work: Assembly, outbox: Outbox) -> None:
     """Serve until cancelled. The path is over 107 bytes: ConfigError."""
     if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
         raise ConfigError(f"{path} is too long for a Unix socket; choose a shorter state directory.")
@@ -29,12 +28,12 @@ async def serve_admin(path: Path, node: Node, outbox: Outbox, mailboxes: Mailbox
         finally:
             os.umask(before)
         try:
-            await _serve(listener, node, outbox, mailboxes)
+            await _serve(listener, work, outbox)
         finally:
             path.unlink(missing_ok=True)
 
 
-async def _serve(listener: socket.socket, node: Node, outbox: Outbox, mailboxes: Mailboxes) -> None:
+async def _serve(listener: socket.socket, work: Assembly, outbox: Outbox) -> None:
     # the web libraries are loaded while the node serves already: they take longer than all the rest
     from hypercorn.config import Config  # noqa: PLC0415
     from hypercorn.trio import serve  # noqa: PLC0415
@@ -45,7 +44,7 @@ async def _serve(listener: socket.socket, node: Node, outbox: Outbox, mailboxes:
     config.bind = [f"fd://{listener.detach()}"]
     config.errorlog = config.accesslog = None
     config.graceful_timeout = 1.0
-    app = build_app(node, outbox, mailboxes)
+    app = build_app(work, outbox)
 
     async def without_lifespan(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":

@@ -9,6 +9,7 @@ from typing import Protocol
 from yanchat import failpoint
 from yanchat.model import Envelope, MessageId, Node, Notice, OpenId, SessionId, SessionRecord
 from yanchat.protocol import frames
+from yanchat.protocol.ids import openid_of
 from yanchat.protocol.session import Conversation
 
 UNACKED_REMEMBERED = 1024
@@ -187,6 +188,12 @@ class Hub:
     def get(self, openid: OpenId, session_id: SessionId) -> Session | None:
         here = self._users.get(openid)
         return here.get(session_id) if here else None
+
+    def close(self, session_id: SessionId, code: int, reason: str) -> None:
+        """Close this session, if it is here."""
+        session = self.get(openid_of(session_id), session_id)
+        if session is not None:
+            session.outlet.close(code, reason)
 
     def all(self) -> list[Session]:
         return [session for here in self._users.values() for session in here.values()]

@@ -11,7 +11,7 @@ from yanchat.errors import Refused, StoreUnavailable
 from yanchat.model import Envelope, MessageId
 from yanchat.node.backlog import Backlog
 from yanchat.node.hub import Session
-from yanchat.node.looks import Mailboxes
+from yanchat.node.mailboxes import Mailboxes
 from yanchat.ports import Clock, Outbox
 from yanchat.protocol import frames
 from yanchat.protocol.frames import Dates, Send

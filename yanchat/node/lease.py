@@ -10,27 +10,28 @@ from msgspec.structs import replace
 
 from yanchat.errors import RegistryUnavailable
 from yanchat.model import Node, NodeRecord
-from yanchat.node.looks import Mailboxes
-from yanchat.ports import Clock, Registry
+from yanchat.node.mailboxes import Mailboxes
+from yanchat.ports import Bus, Clock, Registry
 from yanchat.telemetry import Counters
 
 LEASE, HEARTBEAT, SLOW = 10.0, 3.0, 60.0
+JOIN_AGAIN_AFTER = 0.5
 
 
 class Lease:
     """`run` keeps the lease; AddressTaken comes out of it when another holds the address."""
 
     def __init__(
-        self, registry: Registry, record: NodeRecord, mailboxes: Mailboxes, clock: Clock, counters: Counters
+        self, registry: Registry, bus: Bus, record: NodeRecord, mailboxes: Mailboxes, clock: Clock, counters: Counters
     ) -> None:
-        self._registry, self._record, self._mailboxes = registry, record, mailboxes
+        self._registry, self._bus, self._record, self._mailboxes = registry, bus, record, mailboxes
         self._clock, self._counters = clock, counters
         self._peers: dict[Node, str] = {}
         self._epoch = ""
         self._claimed = clock.monotonic()
         self.joined = trio.Event()
         self.claim_all: Callable[[], None] = lambda: None
-        """Claims every session again; set by the composition root."""
+        """Claims every session again; set by whoever builds the node."""
 
     @property
     def incarnation(self) -> str:
@@ -44,27 +45,32 @@ class Lease:
                     await self._beat()
             except (RegistryUnavailable, trio.TooSlowError) as error:
                 self._counters.registry_failed += 1
-                structlog.get_logger().warning("registry.heartbeat_failed", error=str(error))
-            await trio.sleep(HEARTBEAT if self.joined.is_set() else 0.2)
+                structlog.get_logger().warning("registry.heartbeat_failed", error=str(error) or "too slow")
+            await trio.sleep(HEARTBEAT if self.joined.is_set() else JOIN_AGAIN_AFTER)
 
     async def _beat(self) -> None:
-        registry, now = self._registry, self._clock.monotonic()
+        now = self._clock.monotonic()
         if not self.joined.is_set():
-            await registry.join(self._record)
+            await self._join()
+            await self._reap([self._record.node])  # what an earlier life left behind
             self.joined.set()
-        elif not await registry.renew(self._record):
-            incarnation = f"{self._clock.rng.getrandbits(64):016x}"
-            self._record = replace(self._record, incarnation=incarnation)
-            await registry.join(self._record)
-            structlog.get_logger().warning("registry.joined_again", incarnation=incarnation)
+        elif not await self._registry.renew(self._record):
+            self._record = replace(self._record, incarnation=f"{self._clock.rng.getrandbits(64):016x}")
+            await self._join()
+            structlog.get_logger().warning("registry.joined_again", incarnation=self.incarnation)
             self._again(now)
-        epoch = await registry.epoch()
+        epoch = await self._registry.epoch()
         if (self._epoch and epoch != self._epoch) or now - self._claimed >= SLOW:
             self._again(now)
         self._epoch = epoch
         await self._look_around()
 
+    async def _join(self) -> None:
+        await self._registry.join(self._record)
+        self._bus.incarnation = self.incarnation
+
     def _again(self, now: float) -> None:
+        """What was written may be gone, or our incarnation is a new one: say everything once more."""
         self._claimed = now
         self.claim_all()
         self._mailboxes.look_at_all()
@@ -74,18 +80,14 @@ class Lease:
         live = {record.node: record.incarnation for record in nodes if record.state == "up"}
         changed = {node for node, incarnation in self._peers.items() if live.get(node) != incarnation}
         self._peers = {node: incarnation for node, incarnation in live.items() if node != self._record.node}
-        if changed - {self._record.node}:
+        if changed:
             self._mailboxes.peers_changed(changed)
-        alive = {(record.node, record.incarnation) for record in nodes if record.state != "dead"}
-        ghosts = [
-            entry
-            for entry in await self._registry.sessions()
-            if (entry.node, entry.incarnation) not in alive and entry.node != self._record.node
-        ]
-        own = await self._registry.sessions(node=self._record.node)
-        ghosts += [entry for entry in own if entry.incarnation != self.incarnation]
-        if ghosts:
-            await self._registry.reap(ghosts)
+        await self._reap([record.node for record in nodes if record.state == "dead" and record.sessions])
+
+    async def _reap(self, nodes: list[Node]) -> None:
+        """Remove entries of dead incarnations; a node that is coming back may be claiming them at this moment."""
+        for node in nodes:
+            await self._registry.reap(await self._registry.sessions(node=node))
 
     async def drain(self) -> None:
         """Say that this node takes no more."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from yanchat.config import LimitSettings
-from yanchat.model import OPEN, Envelope, Key, Notice, OpenId, Place, Row, Step
+from yanchat.model import Key, Notice, OpenId, Place, Row, Step
+from yanchat.ports import Tray
 
 HELD_AT_MOST = 256
+NEVER = float("inf")
 SHORTEST_BACKOFF, LONGEST_BACKOFF = 0.05, 5.0
 
 
@@ -111,6 +113,10 @@ class TrayRows:
         self.loading, self.left = False, set()
         return new
 
+    def give_up_load(self) -> None:
+        """The store could not be read."""
+        self.complete = self.loading = False
+
     def wants_load(self, window: int) -> bool:
         return not self.complete and not self.loading and len(self.rows) < window
 
@@ -118,7 +124,18 @@ class TrayRows:
 class Mailbox:
     """All that one node holds for one user."""
 
-    __slots__ = ("_backoff", "_gone", "calm_until", "messages", "next_due", "notices", "oldest", "openid", "route")
+    __slots__ = (
+        "_backoff",
+        "_gone",
+        "_window",
+        "calm_until",
+        "messages",
+        "next_due",
+        "notices",
+        "oldest",
+        "openid",
+        "route",
+    )
 
     def __init__(self, openid: OpenId, complete: bool) -> None:
         self.openid = openid
@@ -126,14 +143,16 @@ class Mailbox:
         self.route: list[Place] = []
         self.calm_until = self._backoff = 0.0
         self._gone = False
-        self.next_due = float("inf")
-        self.oldest = float("inf")
+        self._window: list[Item] = []
+        self.next_due = self.oldest = NEVER
         """Since when the oldest unsettled row is in flight."""
+
+    def trays(self) -> tuple[tuple[Tray, TrayRows], tuple[Tray, TrayRows]]:
+        return ("messages", self.messages), ("notices", self.notices)
 
     @property
     def empty(self) -> bool:
-        trays = (self.messages, self.notices)
-        return all(tray.complete and not tray.rows and not tray.loading for tray in trays)
+        return all(tray.complete and not tray.rows and not tray.loading for _, tray in self.trays())
 
     def items(self) -> Iterator[Item]:
         yield from self.messages.rows.values()
@@ -156,27 +175,28 @@ class Mailbox:
         self._gone = False
 
     def due(self, limits: LimitSettings, now: float) -> Iterator[tuple[Item, list[Place], list[Place]]]:
-        """Each open row within the window, oldest first: to which sessions it goes first, and to which again."""
-        self.next_due = self.oldest = float("inf")
+        """Each open row within the window, oldest first: to which sessions it goes first, and to which again.
+
+        The caller enters into `Item.sent` what it sends, and calls `note_due` behind the last.
+        """
+        self._window = []
         route = set(self.route)
-        for tray in (self.messages, self.notices):
+        for _, tray in self.trays():
             size = 0
             for count, item in enumerate(list(tray.rows.values())):
                 size += len(item.envelope.text)
                 if count >= limits.window or (count and size > limits.window_bytes):
                     break
+                self._window.append(item)
                 for place in [place for place in item.sent if place not in route]:
-                    del item.sent[place]
+                    del item.sent[place]  # not there any more; when it shows again, its hub knows what it had
                 fresh = [place for place in self.route if place not in item.sent]
                 again = [place for place, (_, due) in item.sent.items() if due <= now]
                 if fresh or again:
                     yield item, fresh, again
-                for _, due in item.sent.values():
-                    self.next_due = min(self.next_due, due)
-                if item.since is not None:
-                    self.oldest = min(self.oldest, item.since)
 
-
-def new_item(envelope: Envelope) -> Item:
-    """A row that was accepted just now."""
-    return Item(Row(envelope, OPEN), before=False)
+    def note_due(self) -> None:
+        """Note when the next row of the window is due again, and since when the oldest is in flight."""
+        self.next_due = min((due for item in self._window for _, due in item.sent.values()), default=NEVER)
+        self.oldest = min((item.since for item in self._window if item.since is not None), default=NEVER)
+        self._window = []

@@ -8,7 +8,7 @@ import trio
 from yanchat.config import RedeliverySettings
 from yanchat.errors import YanchatError
 from yanchat.node.hub import Hub
-from yanchat.node.looks import Mailboxes
+from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.settlement import Settlement
 from yanchat.ports import Clock, Outbox
 

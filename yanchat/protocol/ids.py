@@ -67,6 +67,11 @@ def is_message_id(text: str) -> bool:
     return len(text) == 32 and not text.strip("0123456789abcdef")
 
 
+def openid_of(session_id: SessionId) -> OpenId:
+    """Whose session that is: an address ends with its port, and only then comes the openid."""
+    return OpenId(session_id.rpartition("_")[0].partition(":")[2].partition("_")[2])
+
+
 class SessionIds:
     """Gives session ids, never one twice: their seconds never go back, nor below what an earlier process used.
 

@@ -221,9 +221,9 @@ class MemoryStore(Outbox, Inbox):
 
         return await self._read(work)
 
-    async def unsent(self, limit: int) -> list[tuple[int, AckEntry]]:
+    async def unsent(self, after: int, limit: int) -> list[tuple[int, AckEntry]]:
         def work() -> list[tuple[int, AckEntry]]:
-            found = [(place, entry) for place, entry in self._inbox.values() if place > self._published]
+            found = [(place, entry) for place, entry in self._inbox.values() if place > max(after, self._published)]
             return sorted(found, key=lambda one: one[0])[:limit]
 
         return await self._read(work)

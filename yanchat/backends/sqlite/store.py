@@ -200,13 +200,13 @@ class Store(Outbox, Inbox):
 
         return await self._lane.run(work)
 
-    async def unsent(self, limit: int) -> list[tuple[int, AckEntry]]:
+    async def unsent(self, after: int, limit: int) -> list[tuple[int, AckEntry]]:
         sql = "SELECT place, message_id, recipient, origins FROM inbox WHERE place > ? ORDER BY place LIMIT ?"
 
         def work(db: Database) -> list[tuple[int, AckEntry]]:
             return [
                 (place, AckEntry((MessageId(blob.hex()), OpenId(user)), tuple(map(Node, origins.split()))))
-                for place, blob, user, origins in db.execute(sql, (_mark(db, "published", 0), limit))
+                for place, blob, user, origins in db.execute(sql, (max(after, _mark(db, "published", 0)), limit))
             ]
 
         return await self._lane.run(work)

@@ -1,0 +1,182 @@
+"""The acks of users here: record each durably, answer it, and tell every origin until it has left for there."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import structlog
+import trio
+
+from yanchat.errors import StoreUnavailable
+from yanchat.model import ACKED, AckEntry, Key, MessageId, Node
+from yanchat.node.hub import Hub, Session
+from yanchat.node.ledger import AGAIN_AFTER, Ledger
+from yanchat.node.mailbox import Item
+from yanchat.node.mailboxes import Mailboxes
+from yanchat.ports import Bus, Clock, Inbox, Outbox
+from yanchat.protocol import frames
+from yanchat.protocol.frames import Dates
+from yanchat.protocol.ids import is_message_id
+from yanchat.protocol.records import Acked
+from yanchat.telemetry import Counters
+
+CHUNK = 1000
+
+
+class _Ack(NamedTuple):
+    """A client's type 15; `origins`: who waited for it when it came, also if the session has ended since."""
+
+    session: Session
+    message_id: str
+    origins: set[Node]
+
+
+class Acks:
+    """`acked` takes them, `run` records and answers, `keep_publishing` sees that they leave."""
+
+    def __init__(
+        self,
+        node: Node,
+        hub: Hub,
+        inbox: Inbox,
+        outbox: Outbox,
+        ledger: Ledger,
+        mailboxes: Mailboxes,
+        bus: Bus,
+        dates: Dates,
+        clock: Clock,
+        counters: Counters,
+    ) -> None:
+        self._node, self._hub, self._inbox, self._outbox, self._ledger = node, hub, inbox, outbox, ledger
+        self._mailboxes, self._bus, self._dates, self._clock, self._counters = mailboxes, bus, dates, clock, counters
+        self._queue: list[_Ack] = []
+        self._wake = trio.Event()
+        self._busy = False
+        self._unpublished: set[tuple[int, Node]] = set()
+        self._last_place = self._watermark = 0
+        self._failed: list[tuple[Node, list[tuple[Key, int]]]] = []
+
+    def acked(self, session: Session, message_id: str) -> None:
+        """A client's type 15. Repeated: answered again."""
+        self._queue.append(_Ack(session, message_id, self._hub.owed_to(session.openid, MessageId(message_id))))
+        self._wake.set()
+
+    @property
+    def idle(self) -> bool:
+        return not (self._queue or self._busy)
+
+    async def run(self) -> None:
+        """Record acks batch by batch, then answer them, as long as the node lives."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            batch, self._queue, self._busy = self._queue, [], True
+            try:
+                await self._record(batch)
+            except StoreUnavailable as error:
+                structlog.get_logger().error("store.ack_failed", error=str(error))
+                self._counters.store_failed += 1
+                for ack in batch:  # not acked: it will be pushed again
+                    self._answer(ack, 503)
+            self._busy = False
+
+    async def _record(self, batch: list[_Ack]) -> None:
+        now = self._clock.wall()
+        entries: dict[Key, AckEntry] = {}
+        items: dict[Key, Item] = {}
+        statuses: list[int] = []
+        for ack in batch:
+            key = (MessageId(ack.message_id), ack.session.openid)
+            status, origins = (200, ack.origins) if ack.origins else await self._unknown(ack)
+            statuses.append(status)
+            if not origins:
+                continue
+            item = await self._own(key) if self._node in origins else None
+            if item is not None:
+                items[key] = item
+            entries[key] = _entry(key, origins - {self._node}, item, now)
+        places = await self._inbox.ack(list(entries.values())) if entries else []
+        for ack, status in zip(batch, statuses, strict=True):
+            self._answer(ack, status)
+        remote: dict[Node, list[tuple[Key, int]]] = {}
+        for entry, place in zip(entries.values(), places, strict=True):
+            self._counters.acked += 1
+            self._hub.acked(entry.key[1], entry.key[0])
+            if entry.key in items:
+                self._mailboxes.settled(items[entry.key], ACKED, now)
+            for node in entry.origins:
+                remote.setdefault(node, []).append((entry.key, place))
+        for node, acks in remote.items():
+            self._publish(node, acks)
+
+    async def _own(self, key: Key) -> Item | None:
+        """Our own row, from memory or from disk."""
+        item = self._mailboxes.items.get(key)
+        if item is None:
+            await self._ledger.flushed()
+            (row,) = await self._outbox.find([key])
+            item = self._mailboxes.items.get(key) or (Item(row, before=True) if row is not None else None)
+        return item
+
+    async def _unknown(self, ack: _Ack) -> tuple[int, set[Node]]:
+        """An ack of what no session here was given: 200 when it was acked before, 403, 404, or our own open row."""
+        if not is_message_id(ack.message_id):
+            return 404, set()
+        rows, acked = await self._inbox.recipients(MessageId(ack.message_id))
+        if ack.session.openid in acked:
+            return 200, set()
+        if ack.session.openid in rows:
+            return 200, {self._node}
+        return (403 if rows or acked else 404), set()
+
+    def _answer(self, ack: _Ack, status: int) -> None:
+        ack.session.outlet.send(frames.ack_receipt(self._dates(self._clock.wall()), ack.message_id, status))
+
+    # -- on their way back ---------------------------------------------------------------------------------------------
+    def _publish(self, node: Node, acks: list[tuple[Key, int]]) -> None:
+        """Tell an origin; what may not have left is published again after a second."""
+        places = {(place, node) for _, place in acks}
+        self._unpublished |= places
+        self._last_place = max(self._last_place, *(place for place, _ in places))
+
+        def stored(ok: bool) -> None:
+            if ok:
+                self._unpublished.difference_update(places)
+            else:
+                self._failed.append((node, acks))
+
+        self._bus.publish(node, [Acked(self._node, tuple(key for key, _ in acks))], stored)
+
+    async def publish_again(self) -> None:
+        """Publish what an earlier life of this node may not have: all behind the watermark."""
+        after = 0
+        while found := await self._inbox.unsent(after, CHUNK):
+            by_node: dict[Node, list[tuple[Key, int]]] = {}
+            for place, entry in found:
+                for node in entry.origins:
+                    by_node.setdefault(node, []).append((entry.key, place))
+            for node, acks in by_node.items():
+                self._publish(node, acks)
+            after = found[-1][0]
+
+    async def keep_publishing(self) -> None:
+        """Publish again what failed, and move the watermark, as long as the node lives."""
+        while True:
+            await trio.sleep(AGAIN_AFTER)
+            failed, self._failed = self._failed, []
+            for node, acks in failed:
+                self._publish(node, acks)
+            watermark = min(self._unpublished)[0] - 1 if self._unpublished else self._last_place
+            if watermark <= self._watermark:
+                continue
+            try:
+                await self._inbox.published(watermark)
+                self._watermark = watermark
+            except StoreUnavailable:
+                self._counters.store_failed += 1
+
+
+def _entry(key: Key, others: set[Node], item: Item | None, now: int) -> AckEntry:
+    if item is None:
+        return AckEntry(key, tuple(sorted(others)), at=now)
+    return AckEntry(key, tuple(sorted(others)), item.envelope.order, item.attempts, item.sent_at, now)

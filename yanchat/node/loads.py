@@ -1,0 +1,87 @@
+"""Reading into mailboxes what they lack of the message table. Nothing is sent here."""
+
+from __future__ import annotations
+
+import structlog
+import trio
+
+from yanchat.errors import StoreUnavailable
+from yanchat.model import OpenId
+from yanchat.node.ledger import AGAIN_AFTER, Ledger
+from yanchat.node.mailbox import HELD_AT_MOST, Item, Mailbox, TrayRows
+from yanchat.node.mailboxes import Mailboxes
+from yanchat.ports import Outbox, Tray
+from yanchat.telemetry import Counters
+
+USERS_AT_ONCE = 1000
+AT_ONCE = 200
+"""Mailboxes; their reads share transactions of the store."""
+
+
+class Loads:
+    """`want` marks a mailbox whose window has room for rows that are on disk alone; `run` reads and nudges it."""
+
+    def __init__(
+        self, outbox: Outbox, ledger: Ledger, mailboxes: Mailboxes, counters: Counters, window: int, first_order: int
+    ) -> None:
+        self._outbox, self._ledger, self._mailboxes, self._counters = outbox, ledger, mailboxes, counters
+        self._window, self._first_order = window, first_order
+        self._wanted: dict[OpenId, list[tuple[Tray, TrayRows]]] = {}
+        self._wake = trio.Event()
+
+    async def start(self) -> None:
+        """Take up every user with anything open on disk."""
+        after, found = "", await self._outbox.users_with_open_rows("", USERS_AT_ONCE)
+        while found:
+            for openid in found:
+                self._mailboxes.awaited.setdefault(openid, False)
+            after = found[-1]
+            found = await self._outbox.users_with_open_rows(after, USERS_AT_ONCE)
+        self._mailboxes.look_at_all()
+
+    def want(self, box: Mailbox) -> None:
+        """Read what the window has room for; nothing when that is under way already."""
+        trays = [(name, tray) for name, tray in box.trays() if tray.wants_load(self._window)]
+        if trays:
+            for _, tray in trays:
+                tray.start_load()
+            self._wanted.setdefault(box.openid, []).extend(trays)
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Read, as long as the node lives."""
+        while True:
+            await self._wake.wait()
+            batch = list(self._wanted.items())[:AT_ONCE]
+            for openid, _ in batch:
+                del self._wanted[openid]
+            if not self._wanted:
+                self._wake = trio.Event()
+            await self._ledger.flushed()  # the disk must know what memory knows
+            failed: list[TrayRows] = []
+            async with trio.open_nursery() as nursery:
+                for openid, trays in batch:
+                    for name, tray in trays:
+                        nursery.start_soon(self._load, openid, name, tray, failed)
+            if failed:
+                await trio.sleep(AGAIN_AFTER)
+            for tray in failed:
+                tray.give_up_load()
+            for openid, _ in batch:
+                self._mailboxes.nudge(openid)
+
+    async def _load(self, openid: OpenId, name: Tray, tray: TrayRows, failed: list[TrayRows]) -> None:
+        try:
+            rows = await self._outbox.open_rows(openid, name, HELD_AT_MOST)
+        except StoreUnavailable as error:
+            structlog.get_logger().warning("mailbox.load_failed", error=str(error))
+            self._counters.store_failed += 1
+            failed.append(tray)
+            return
+        items = self._mailboxes.items
+        found = [
+            items.get(row.envelope.key) or Item(row, row.attempts > 0 or row.envelope.order < self._first_order)
+            for row in rows
+        ]
+        for item in tray.end_load(found, HELD_AT_MOST):
+            items[item.key] = item

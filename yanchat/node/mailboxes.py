@@ -1,0 +1,181 @@
+"""The mailboxes of one node: what is in memory of its open rows, what has become of them, and whom to look at again.
+
+A user with anything open on disk has a mailbox here, or stands in `awaited`. All is synchronous; nothing is sent here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import trio
+
+from yanchat.model import ACKED, OPEN, Envelope, Key, Node, OpenId, Place, Row
+from yanchat.node.backlog import Backlog
+from yanchat.node.hub import Hub
+from yanchat.node.mailbox import Item, Mailbox
+from yanchat.telemetry import Counters
+
+ROUND = 1000
+"""Users looked at together."""
+GRACE = 1.0
+"""Seconds in flight without an ack after which a row counts as not arrived: its user is awaited."""
+
+
+class Mailboxes:
+    """`now` in monotonic seconds."""
+
+    def __init__(self, hub: Hub, backlog: Backlog, counters: Counters, now: Callable[[], float]) -> None:
+        self._hub, self._backlog, self._counters, self._now = hub, backlog, counters, now
+        self.boxes: dict[OpenId, Mailbox] = {}
+        self.items: dict[Key, Item] = {}
+        self.awaited: dict[OpenId, bool] = {}
+        """Users for whom rows are on disk alone, or in whose pending set we stand (True)."""
+        self._nudged: dict[OpenId, None] = {}
+        self._wake = trio.Event()
+
+    # -- nudges --------------------------------------------------------------------------------------------------------
+    def nudge(self, openid: OpenId) -> None:
+        """Something has changed for this user: look again."""
+        if openid in self.boxes:
+            self._nudged[openid] = None
+            self._wake.set()
+
+    async def nudged(self) -> dict[OpenId, None]:
+        """Wait for nudges and take them, a bounded number at a time."""
+        await self._wake.wait()
+        if len(self._nudged) <= ROUND:
+            self._wake = trio.Event()
+            nudged, self._nudged = self._nudged, {}
+            return nudged
+        nudged = dict.fromkeys(islice(self._nudged, ROUND))
+        for openid in nudged:
+            del self._nudged[openid]
+        return nudged
+
+    def is_nudged(self, openid: OpenId) -> bool:
+        return openid in self._nudged
+
+    def accepted(self, envelope: Envelope) -> None:
+        """A row is on disk."""
+        if envelope.key not in self.items:  # else it was read in the very transaction that stored it
+            item = Item(Row(envelope, OPEN), before=False)
+            if self.box(envelope.recipient).messages.put(item):
+                self.items[item.key] = item
+        self.nudge(envelope.recipient)
+
+    def pulled(self, openid: OpenId, stands: bool = True) -> None:
+        """A session of the user was claimed; `stands`: by a node that found us in his pending set."""
+        if stands:
+            self.awaited.setdefault(openid, True)
+        elif not self.holds(openid):
+            return
+        self.box(openid).calm_down()
+        self.nudge(openid)
+
+    def gone(self, openid: OpenId, place: Place) -> None:
+        """That session is not there (any more)."""
+        box = self.boxes.get(openid)
+        if box is not None:
+            box.on_gone(place, self._now())
+            self.nudge(openid)
+
+    def peers_changed(self, nodes: set[Node]) -> None:
+        """Nodes died, drained or came back as another incarnation: what was in flight to them is not any more."""
+        for openid, box in self.boxes.items():
+            for item in box.items():
+                for place in [place for place in item.sent if place[0] in nodes]:
+                    del item.sent[place]
+                    self.nudge(openid)
+
+    def sweep(self) -> None:
+        """Nudge what is due."""
+        now = self._now()
+        for openid, box in self.boxes.items():
+            if box.next_due <= now or (box.oldest + GRACE <= now and not self.awaited.get(openid)):
+                self.nudge(openid)
+
+    def look_at_all(self) -> None:
+        """Look at everybody with anything open; the registry may not know any more that we stand in a pending set."""
+        for openid in list(self.awaited):
+            self.awaited[openid] = False
+            self.box(openid)
+        for openid in self.boxes:
+            self.nudge(openid)
+
+    def replay(self, keys: Sequence[Key]) -> int:
+        """Push these open rows again, now; how many were in flight. The others go when their turn comes."""
+        again = 0
+        for key in keys:
+            item = self.items.get(key)
+            if item is not None and item.rank == OPEN and item.sent:
+                item.sent = {place: (attempt, 0.0) for place, (attempt, _) in item.sent.items()}
+                again += 1
+        for openid in {openid for _, openid in keys}:
+            self.pulled(openid, stands=False)
+        return again
+
+    def holds(self, openid: OpenId) -> bool:
+        """Whether anything is open here for this user."""
+        return openid in self.boxes or openid in self.awaited
+
+    def here(self, openid: OpenId) -> list[Place]:
+        """The user's sessions on this node that have been greeted."""
+        return [(session.record.node, session.record.session_id) for session in self._hub.of(openid) if session.ready]
+
+    # -- what has become of rows ---------------------------------------------------------------------------------------
+    def settled(self, item: Item, rank: int, at: int) -> bool:
+        """The rank of a row has risen; false when it was there before. The caller sees that it is written."""
+        if rank <= item.rank:
+            return False
+        envelope = item.envelope
+        if item.rank == OPEN:
+            self._backlog.remove(envelope.sender, envelope.recipient)
+        if rank == ACKED:
+            self._counters.delivered += 1
+        item.rank, item.settled_at, item.sent, item.since = rank, at, {}, None
+        self.items.pop(item.key, None)
+        box = self.boxes.get(envelope.recipient)
+        if box is not None:
+            box.messages.drop(envelope.order)
+        self._calm(envelope.recipient)
+        if item.told < rank:
+            tray = self.box(envelope.sender).notices
+            if envelope.order in tray.rows or tray.put(item):
+                tray.rows[envelope.order] = item
+                self.items[item.key] = item
+        self._calm(envelope.sender)
+        return True
+
+    def told(self, item: Item, rank: int) -> bool:
+        """The sender knows this rank; false when he did before."""
+        if rank <= item.told or rank > item.rank:
+            return False
+        item.told = rank
+        self._counters.told += 1
+        if item.told >= item.rank:
+            self.items.pop(item.key, None)
+            box = self.boxes.get(item.envelope.sender)
+            if box is not None:
+                box.notices.drop(item.envelope.order)
+        self._calm(item.envelope.sender)
+        return True
+
+    def _calm(self, openid: OpenId) -> None:
+        box = self.boxes.get(openid)
+        if box is not None:
+            box.calm_down()
+            self.nudge(openid)
+
+    def box(self, openid: OpenId) -> Mailbox:
+        """The user's mailbox, made when there is none."""
+        box = self.boxes.get(openid)
+        if box is None:
+            box = self.boxes[openid] = Mailbox(openid, complete=openid not in self.awaited)
+        return box
+
+    def forget(self, box: Mailbox) -> None:
+        """What is open stays on disk alone; its user stands in `awaited`."""
+        for item in box.items():
+            self.items.pop(item.key, None)
+        del self.boxes[box.openid]
