@@ -43,9 +43,9 @@ class MemoryBus:
             yield view
             nursery.cancel_scope.cancel()
 
-    def store(self, node: Node, record: Record) -> None:
+    def store(self, node: Node, record: Record, incarnation: str) -> None:
         """Store the copies of a record that its fate grants."""
-        name, entry = (node, records.topic_of(record)), records.encode(record, "")
+        name, entry = (node, records.topic_of(record)), records.encode(record, incarnation)
         for delay in self.fate(node, record):
             self._count += 1
             heapq.heappush(self._late, (trio.current_time() + delay, self._count, name, entry))
@@ -108,7 +108,7 @@ class BusView(Bus):
             ok = self.up and self._it.up
             for node, batch, stored in queue:
                 for record in batch if ok else ():
-                    self._it.store(node, record)
+                    self._it.store(node, record, self.incarnation)
                 if stored is not None:
                     stored(ok and self.answers)
             if not self._queue:
