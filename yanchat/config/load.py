@@ -8,9 +8,10 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -23,6 +24,9 @@ OTHER_VARIABLES: Final = frozenset({"YANCHAT_CONFIG", "YANCHAT_DEBUG", "YANCHAT_
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+_FLAGS: Final = {("log", "format"): "--log-format", ("log", "level"): "--log-level"}
+"""The options that are not called as their key is."""
 
 Options = Mapping[tuple[str, str], Any]
 """(section, key) → value of an option of the call; None when it was not given."""
@@ -48,13 +52,24 @@ def load(file: Path | None, environment: Mapping[str, str], options: Options) ->
     _from_environment(environment, values, origins, warnings)
     for (section, key), value in options.items():
         if value is not None:
-            where = f"--{key.replace('_', '-')}"
+            where = _FLAGS.get((section, key), f"--{key.replace('_', '-')}")
             values.setdefault(section, {})[key] = _convert(section, key, value, where)
             origins[section, key] = where
     sections = {field.name: field.type for field in msgspec.structs.fields(Settings)}
     settings = Settings(**{name: sections[name](**keys) for name, keys in values.items()})
     _check(settings, origins)
     return Loaded(settings, origins, warnings)
+
+
+def state_directory(settings: Settings, environment: Mapping[str, str]) -> Path:
+    """Where the nodes of this machine keep their state: the settings, else systemd's directory, else XDG's."""
+    given = settings.node.state_dir or environment.get("STATE_DIRECTORY", "").partition(":")[0]
+    if given:
+        return Path(given).expanduser().absolute()
+    home = environment.get("XDG_STATE_HOME", "")
+    # the XDG base directory specification: a relative path is ignored
+    base = Path(home) if home.startswith("/") else Path("~/.local/state").expanduser()
+    return base / "yanchat"
 
 
 def fields_of(section: str) -> dict[str, msgspec.structs.FieldInfo]:
@@ -96,7 +111,7 @@ def _from_environment(
     warnings: list[str],
 ) -> None:
     for variable, text in environment.items():
-        if not variable.startswith(PREFIX) or variable in OTHER_VARIABLES or variable.endswith("_COMPLETE"):
+        if not variable.startswith(PREFIX) or variable in OTHER_VARIABLES:
             continue
         section, _, key = variable.removeprefix(PREFIX).lower().partition("_")
         known = fields_of(section)
@@ -119,8 +134,21 @@ def _convert(section: str, key: str, value: Any, where: str) -> Any:
         elif isinstance(value, str) and field.type == tuple[str, ...]:
             value = [part.strip() for part in value.split(",") if part.strip()]
         return msgspec.convert(value, field.type, strict=not isinstance(value, str))
-    except (ValueError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{where}: {section}.{key} = {value!r} is not possible: {error}.") from None
+    except msgspec.ValidationError:
+        reason = f"it must be {_allowed(field.type)}"
+    except ValueError as error:
+        reason = str(error)
+    raise ConfigError(f"{where}: {section}.{key} = {value!r} is not possible: {reason}.") from None
+
+
+def _allowed(kind: Any) -> str:
+    """The values of a setting's type, for people."""
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(repr(value) for value in typing.get_args(kind))
+    bare, *metas = typing.get_args(kind) if typing.get_origin(kind) is typing.Annotated else (kind,)
+    least = next((meta.ge for meta in metas if meta.ge is not None), None)
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return words.get(bare, "a list of texts") + ("" if least is None else f" of at least {least}")
 
 
 def parse_duration(value: Any) -> float:

@@ -1,0 +1,90 @@
+"""The program `yanchat`: its commands, its help, and how a call ends. What every command shares is in call.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from yanchat.cli import serve
+from yanchat.cli.call import add_command, add_shared_options, flag
+from yanchat.cli.render import complain
+
+BROKEN_PIPE = 1
+INTERRUPTED = 130
+# what a wrong call raises; typer exports only a subclass of it
+WrongCall: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from yanchat import __version__
+
+        typer.echo(f"yanchat {__version__}")
+        raise typer.Exit
+
+
+def build() -> typer.Typer:
+    """All commands, in the order in which help shows them."""
+    app = typer.Typer(
+        name="yanchat",
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+    )
+    add_shared_options(
+        app, about, {"version": Annotated[bool, flag("--version", "Show the version.", callback=_version)]}
+    )
+    for panel, function in (("Run a node", serve.serve),):
+        add_command(app, panel, function)
+    return app
+
+
+def about() -> None:
+    """A WebSocket messaging cluster that never loses an accepted message and can prove what became of each one.
+
+    Try it: [bold]yanchat serve[/bold], in a second terminal [bold]yanchat listen --as bob[/bold], in a third
+    [bold]yanchat send bob hello[/bold]. Or let [bold]yanchat demo[/bold] show it.
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one call; its exit code. Prints every error as one sentence, and never raises but for a second Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _call(list(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader has gone; say nothing, and let Python's own flush at the end go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return code
+
+
+def _call(arguments: list[str]) -> int:
+    program = typer.main.get_command(build())
+    try:
+        code = program.main(arguments, prog_name="yanchat", standalone_mode=False)
+    except typer.Abort:
+        return INTERRUPTED
+    except WrongCall as wrong:
+        return _explain(wrong)
+    return code if isinstance(code, int) else 0
+
+
+def _explain(wrong: Exception) -> int:
+    context = getattr(wrong, "ctx", None)
+    path = context.command_path if context is not None else "yanchat"
+    sentence = wrong.format_message() if hasattr(wrong, "format_message") else str(wrong)
+    if not sentence:  # no command at all: help was printed
+        return 2
+    if path.endswith(" send") and "unexpected extra argument" in sentence:
+        sentence += "; quote a text of several words"
+    complain(f"{sentence.rstrip('.')}; see `{path} --help`.")
+    return 2

@@ -1,0 +1,175 @@
+"""What every command has: the shared options, the settings they lead to, and how errors become exit codes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from yanchat.cli.render import Form, Output, complain, warn
+from yanchat.errors import UsageError, YanchatError
+
+if TYPE_CHECKING:
+    from yanchat.config import Settings
+
+INTERRUPTED = 130
+INTERNAL = 1
+_PANEL = "For every command"
+
+
+def flag(name: str, text: str, **more: Any) -> Any:
+    """An option without a value."""
+    return typer.Option(name, metavar="", help=text, **more)
+
+
+SHARED: dict[str, Any] = {
+    "config": Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=_PANEL,
+            help="File of settings, else YANCHAT_CONFIG, else /etc/yanchat/yanchat.toml if it is there.",
+        ),
+    ],
+    "state_dir": Annotated[
+        Path | None,
+        typer.Option(
+            "--state-dir",
+            metavar="DIR",
+            show_default=False,
+            rich_help_panel=_PANEL,
+            help="Where the nodes of this machine keep their state, else node.state_dir of the settings, else"
+            " $STATE_DIRECTORY, else $XDG_STATE_HOME/yanchat, else ~/.local/state/yanchat.",
+        ),
+    ],
+    "json": Annotated[bool, flag("--json", "Print one JSON document, for programs.", rich_help_panel=_PANEL)],
+    "ndjson": Annotated[
+        bool, flag("--ndjson", "Print one JSON object a line, as things happen.", rich_help_panel=_PANEL)
+    ],
+    "debug": Annotated[
+        bool, flag("--debug", "Show where an error came from.", envvar="YANCHAT_DEBUG", rich_help_panel=_PANEL)
+    ],
+}
+
+
+class Call:
+    """One call of a command."""
+
+    def __init__(self, config: Path | None, state_dir: Path | None, json: bool, ndjson: bool, debug: bool) -> None:
+        self.config, self._state_dir, self.debug = config, state_dir, debug
+        self._both = json and ndjson
+        form: Form = "json" if json else "ndjson" if ndjson else "person"
+        self.out = Output(form)
+
+    def settings(self, options: Mapping[tuple[str, str], Any] | None = None) -> Settings:
+        """The settings, with what the options of this command say; warns of what is ignored."""
+        from yanchat.config.load import load
+
+        given = {("node", "state_dir"): None if self._state_dir is None else str(self._state_dir), **(options or {})}
+        loaded = load(self.config, os.environ, given)
+        for warning in loaded.warnings:
+            warn(warning)
+        return loaded.settings
+
+    def state(self, settings: Settings) -> Path:
+        """The directory that all nodes and commands of this machine share."""
+        from yanchat.config.load import state_directory
+
+        return state_directory(settings, os.environ)
+
+    def run(self, function: Callable[..., Any], values: Mapping[str, Any]) -> int:
+        """Run the command; its exit code. Errors are printed."""
+        try:
+            if self._both:
+                raise UsageError("Give --json or --ndjson, not both.")
+            try:
+                code = function(self, **values)
+            finally:
+                self.out.end_list()
+            return code or 0
+        except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
+            return self._end(error)
+
+    def _end(self, error: BaseException) -> int:
+        errors = list(_leaves(error))
+        for kind in (BrokenPipeError, typer.Exit):
+            for leaf in errors:
+                if isinstance(leaf, kind):
+                    raise leaf
+        if self.debug:
+            import traceback
+
+            traceback.print_exception(error)
+        if any(isinstance(leaf, KeyboardInterrupt) for leaf in errors):
+            return INTERRUPTED
+        for leaf in errors:
+            if isinstance(leaf, YanchatError):
+                complain(str(leaf))
+                return leaf.exit_code
+        first = errors[0]
+        complain(
+            f"This should not happen ({type(first).__name__}: {first}). Run it again with --debug, and report what"
+            " that shows."
+        )
+        return INTERNAL
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+def run_async(function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+    """Run the asynchronous part of a command."""
+    import trio
+
+    return trio.run(function, *arguments, restrict_keyboard_interrupt_to_checkpoints=True)
+
+
+def add_command(app: typer.Typer, panel: str, function: Callable[..., Any]) -> None:
+    """Make a function a command of its name: it gets a Call, its own options, and every shared one."""
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+
+    def run(ctx: typer.Context, **values: Any) -> None:
+        shared = {name: values.pop(name) or ctx.obj[name] for name in SHARED}
+        raise typer.Exit(Call(**shared).run(function, values))
+
+    _sign(run, own, function)
+    app.command(function.__name__, rich_help_panel=panel)(run)
+
+
+def add_shared_options(app: typer.Typer, about: Callable[[], None], more: Mapping[str, Any]) -> None:
+    """Let the shared options stand before the command, too."""
+
+    def remember(ctx: typer.Context, **values: Any) -> None:
+        ctx.obj = values
+
+    own = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in more.items()
+    ]
+    _sign(remember, own, about)
+    app.callback()(remember)
+
+
+def _sign(wrapper: Any, own: list[inspect.Parameter], function: Callable[..., Any]) -> None:
+    """Give a wrapper the signature that typer reads."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    context = inspect.Parameter("ctx", keyword, annotation=typer.Context)
+    shared = [
+        inspect.Parameter(name, keyword, default=None if name in {"config", "state_dir"} else False, annotation=kind)
+        for name, kind in SHARED.items()
+    ]
+    parameters = [context, *(parameter.replace(kind=keyword) for parameter in own), *shared]
+    wrapper.__signature__ = inspect.Signature(parameters)
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    # rich breaks lines itself: each paragraph is one line
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    wrapper.__name__, wrapper.__doc__ = function.__name__, "\n\n".join(part.replace("\n", " ") for part in paragraphs)

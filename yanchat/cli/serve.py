@@ -1,0 +1,84 @@
+"""`yanchat serve`: settings, logs, the ready line; the node itself is built in daemon.py."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from yanchat.cli.call import Call, flag, run_async
+
+if TYPE_CHECKING:
+    from yanchat.config import LogSettings
+
+
+def serve(
+    call: Call,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where clients connect (127.0.0.1:8084); port 0 takes a free one."),
+    ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where the other nodes reach this one; else what it listens on."),
+    ] = None,
+    insecure: Annotated[
+        bool, flag("--insecure", "Listen beyond this machine, although anybody may then be anybody.")
+    ] = False,
+    log_format: Annotated[
+        str | None,
+        typer.Option(metavar="auto|console|json", help="Of the log on stderr; auto: console on a terminal, else json."),
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="debug|info|warning|error", help="The least that is logged (info).")
+    ] = None,
+) -> None:
+    """Run a node until SIGTERM or Ctrl-C.
+
+    When clients can come, its URL is printed on stdout; the log is on stderr. Several nodes with the same state
+    directory form a cluster. After a crash, start the node again: what it had accepted is still there.
+    """
+    settings = call.settings(
+        {
+            ("node", "listen"): listen,
+            ("node", "advertise"): advertise,
+            ("node", "insecure"): insecure or None,
+            ("log", "format"): log_format,
+            ("log", "level"): log_level,
+        }
+    )
+    state = call.state(settings)
+    configure_logs(settings.log)
+
+    def ready(url: str) -> None:
+        call.out.document({"url": url, "state_dir": str(state)}, f"Serving at {url}", one_line=True)
+
+    from yanchat import daemon
+
+    run_async(daemon.serve, settings, state, ready)
+
+
+def configure_logs(log: LogSettings) -> None:
+    """Send the log to stderr, as lines for a person or as JSON."""
+    import structlog
+
+    for_person = sys.stderr.isatty() if log.format == "auto" else log.format == "console"
+    renderer: Any
+    if for_person:
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+    else:
+        renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper("iso", utc=not for_person),
+            *([] if for_person else [structlog.processors.format_exc_info]),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(log.level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
