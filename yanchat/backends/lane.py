@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import outcome
@@ -23,22 +23,33 @@ LAZY_DELAY = 0.05
 
 
 class Driver(Protocol):
-    """What a lane drives. `begin`, `commit` and `rollback` may raise; so may `map_error`'s argument's origin."""
+    """What a lane drives. All but `map_error` may raise whatever the library raises."""
 
-    def begin(self) -> None: ...
-    def commit(self) -> None: ...
+    def begin(self, writes: bool) -> None:
+        """Start a transaction; without `writes` nothing in it changes anything."""
+
+    def apart(self, work: Callable[[Any], R]) -> R:
+        """Run one job inside the transaction. When it raises, it alone has had no effect.
+
+        Raises without running it when there is no transaction any more.
+        """
+
+    def commit(self) -> None:
+        """Make all of it durable. Raises when the transaction was lost on the way; then nothing of it has happened."""
+
     def rollback(self) -> None: ...
     def close(self) -> None: ...
-    def map_error(self, error: Exception) -> Exception: ...
+    def map_error(self, error: Exception) -> Exception:
+        """Our own exception for the library's; others pass through."""
 
 
 class _Job(Generic[D]):
-    __slots__ = ("lazy", "result", "task", "work")
+    __slots__ = ("lazy", "result", "task", "work", "writes")
 
-    def __init__(self, work: Callable[[D], Any], lazy: bool, task: trio.lowlevel.Task) -> None:
-        self.work, self.lazy = work, lazy
+    def __init__(self, work: Callable[[D], Any], lazy: bool, writes: bool, task: trio.lowlevel.Task) -> None:
+        self.work, self.lazy, self.writes = work, lazy, writes
         self.task: trio.lowlevel.Task | None = task
-        self.result: outcome.Outcome[Any] = outcome.Error(StoreUnavailable("The store is closed; start the node."))
+        self.result: outcome.Outcome[Any]
 
 
 class Lane(Generic[D]):
@@ -52,7 +63,7 @@ class Lane(Generic[D]):
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread: threading.Thread | None = None
         self.last_ok = True
-        """Whether the last batch was committed."""
+        """Whether the last batch that writes went through, without StoreUnavailable for any of its jobs."""
 
     async def open(self) -> None:
         """Start the thread and open the driver; raises what opening raised."""
@@ -81,12 +92,12 @@ class Lane(Generic[D]):
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._thread.join)
 
-    async def run(self, work: Callable[[D], R], *, lazy: bool = False) -> R:
+    async def run(self, work: Callable[[D], R], *, lazy: bool = False, writes: bool = True) -> R:
         """Run `work` on the driver and wait until it is committed. Cancelled: it took effect or not.
 
-        A lazy job waits up to 50 ms for company.
+        A lazy job waits up to 50 ms for company. A batch of jobs that all do not write needs no lock of the driver.
         """
-        job: _Job[D] = _Job(work, lazy, trio.lowlevel.current_task())
+        job: _Job[D] = _Job(work, lazy, writes, trio.lowlevel.current_task())
         with self._wake:
             if self._closing:
                 raise StoreUnavailable("The store is closed; start the node.")
@@ -123,28 +134,26 @@ class Lane(Generic[D]):
                 self._wake.wait_for(lambda: self._closing or not all(job.lazy for job in self._queue), LAZY_DELAY)
             return [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
 
-    def _batch(self, driver: D, jobs: list[_Job[D]]) -> None:
-        """All in one transaction; when that fails, each in one of its own, so that one cannot spoil the others."""
+    def _batch(self, driver: D, jobs: Sequence[_Job[D]]) -> None:
+        """All in one transaction. A job that raises fails alone; when the transaction itself fails, all of them do."""
+        writes = any(job.writes for job in jobs)
         try:
-            self._transaction(driver, jobs)
-            self.last_ok = True
+            try:
+                driver.begin(writes)
+                for job in jobs:
+                    job.result = outcome.capture(driver.apart, job.work)
+                driver.commit()
+            except Exception:
+                driver.rollback()
+                raise
         except Exception as error:
-            if len(jobs) == 1:
-                self.last_ok = False
-                jobs[0].result = outcome.Error(driver.map_error(error))
-                return
             for job in jobs:
-                self._batch(driver, [job])
-
-    def _transaction(self, driver: D, jobs: list[_Job[D]]) -> None:
-        driver.begin()
-        try:
-            for job in jobs:
-                job.result = outcome.Value(job.work(driver))
-            driver.commit()
-        except BaseException:
-            driver.rollback()
-            raise
+                job.result = outcome.Error(error)
+        for job in jobs:
+            if isinstance(job.result, outcome.Error) and isinstance(job.result.error, Exception):
+                job.result = outcome.Error(driver.map_error(job.result.error))
+        if writes:
+            self.last_ok = not any(_unavailable(job.result) for job in jobs)
 
     def _soon(self, call: Callable[..., object], *args: object) -> None:
         assert self._token is not None
@@ -154,7 +163,11 @@ class Lane(Generic[D]):
             pass  # the loop is over: nobody waits any more
 
 
-def _complete(jobs: list[_Job[Any]]) -> None:
+def _unavailable(result: outcome.Outcome[Any]) -> bool:
+    return isinstance(result, outcome.Error) and isinstance(result.error, StoreUnavailable)
+
+
+def _complete(jobs: Sequence[_Job[Any]]) -> None:
     for job in jobs:
         if job.task is not None:
             trio.lowlevel.reschedule(job.task, job.result)

@@ -88,6 +88,16 @@ class MemoryStore(Outbox, Inbox):
 
         await self._write(work)
 
+    async def settle(self, keys: Sequence[Key], *, rank: int, told: int, at: int) -> list[Row]:
+        def work() -> list[Row]:
+            rows = [row for key in dict.fromkeys(keys) if (row := self._find(key)) is not None]
+            rose = [row for row in rows if rank > row.rank or told > row.told]
+            for row in rose:
+                self._step(Step(row.envelope.order, rank, told, settled_at=at, told_at=at))
+            return rose
+
+        return await self._write(work)
+
     def _step(self, step: Step) -> None:
         row = self._rows.get(step.order)
         if row is not None:

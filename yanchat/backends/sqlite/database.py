@@ -3,31 +3,62 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final, TypeVar
 
 import apsw
 
 from yanchat.errors import StoreUnavailable
 
+R = TypeVar("R")
+VERSION: Final = 1
+"""Of both schemas, kept as `user_version` of the file."""
+BUSY_SECONDS: Final = 10.0
+CHECKPOINT_PAGES: Final = 4000
+LOG_BYTES: Final = 64 * 1024 * 1024
+"""From this size on the log is cut back, waiting for those who read."""
+
 
 class Database:
-    """One connection, used by one lane only. `full` makes every commit reach the disk before it returns."""
+    """One connection, used by one lane only. `full` makes every commit reach the disk before it returns.
 
-    def __init__(self, path: Path, schema: str, *, full: bool, checkpoint_pages: int = 4000) -> None:
+    StoreUnavailable when the file cannot be opened or was written by a later version.
+    """
+
+    def __init__(self, path: Path, schema: str, *, full: bool) -> None:
+        self.path = path
+        self._log_pages = 0
         try:
             self.connection = apsw.Connection(str(path))
-            self.connection.set_busy_timeout(10_000)
-            self._pragma("journal_mode", "wal")
-            self._pragma("synchronous", 2 if full else 1)
-            self.connection.pragma("wal_autocheckpoint", checkpoint_pages)
-            self.connection.pragma("temp_store", "memory")
-            with self.connection:
-                self.connection.execute(schema)
         except apsw.Error as error:
-            raise StoreUnavailable(f"{path} cannot be opened: {error}. Check the disk and the file's owner.") from error
-        self.path = path
+            raise self._cannot_open(error) from error
+        try:
+            self._set_up(schema, full)
+        except apsw.Error as error:
+            self.connection.close()
+            raise self._cannot_open(error) from error
+        except StoreUnavailable:
+            self.connection.close()
+            raise
         self.execute = self.connection.execute
         self.executemany = self.connection.executemany
+
+    def _set_up(self, schema: str, full: bool) -> None:
+        self.connection.set_busy_handler(_Patience().wait)
+        self._pragma("journal_mode", "wal")
+        self._pragma("synchronous", 2 if full else 1)
+        self.connection.pragma("temp_store", "memory")
+        self.connection.pragma("journal_size_limit", LOG_BYTES)
+        self.connection.set_wal_hook(self._committed)
+        self.connection.execute("BEGIN IMMEDIATE")  # two nodes may make the file at the same time
+        version = self.connection.pragma("user_version")
+        if version > VERSION:
+            raise StoreUnavailable(f"{self.path} was written by a later yanchat; run that one.")
+        self.connection.execute(schema)
+        self.connection.pragma("user_version", VERSION)
+        self.connection.execute("COMMIT")
 
     def _pragma(self, name: str, value: str | int) -> None:
         self.connection.pragma(name, value)
@@ -35,13 +66,36 @@ class Database:
         if now != value:
             raise StoreUnavailable(f"SQLite keeps {name} at {now!r}, not {value!r}; put the state on a local disk.")
 
-    def begin(self) -> None:
-        self.execute("BEGIN IMMEDIATE")
+    def _cannot_open(self, error: apsw.Error) -> StoreUnavailable:
+        return StoreUnavailable(f"{self.path} cannot be opened: {error}. Check the disk and the file's owner.")
+
+    # -- what a lane asks ----------------------------------------------------------------------------------------------
+    def begin(self, writes: bool) -> None:
+        """With `writes` the lock is taken at once: an upgrade on the way would fail whatever the timeout."""
+        self.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    def apart(self, work: Callable[[Database], R]) -> R:
+        self._assert_transaction()
+        self.execute("SAVEPOINT job")
+        try:
+            result = work(self)
+        except BaseException:
+            if self.connection.in_transaction:
+                self.execute("ROLLBACK TO job; RELEASE job")
+            raise
+        self.execute("RELEASE job")
+        return result
 
     def commit(self) -> None:
-        if not self.connection.in_transaction:  # SQLite has rolled back by itself: a full disk does that
-            raise StoreUnavailable("SQLite rolled the transaction back; make room on the disk.")
+        self._assert_transaction()
         self.execute("COMMIT")
+        if self._log_pages >= CHECKPOINT_PAGES:
+            self._checkpoint()
+
+    def _assert_transaction(self) -> None:
+        """A full disk makes SQLite roll back by itself; what is run after that would be on its own."""
+        if not self.connection.in_transaction:
+            raise StoreUnavailable("SQLite rolled the transaction back; make room on the disk.")
 
     def rollback(self) -> None:
         if self.connection.in_transaction:
@@ -58,10 +112,37 @@ class Database:
         if isinstance(error, apsw.FullError | OSError):
             return StoreUnavailable("The disk is full; make room, nothing that was accepted is lost.")
         if isinstance(error, apsw.Error):
-            return StoreUnavailable(f"The message table cannot be used: {error}.")
+            return StoreUnavailable(f"{self.path.name} cannot be used: {error}; check the disk and who else uses it.")
         return error
+
+    # -- the log -------------------------------------------------------------------------------------------------------
+    def _committed(self, connection: apsw.Connection, name: str, pages: int) -> int:
+        self._log_pages = pages
+        return apsw.SQLITE_OK
+
+    def _checkpoint(self) -> None:
+        """Bring the log into the file, in passing; when readers have kept it from starting over, wait for them."""
+        large = self._log_pages * 4096 >= LOG_BYTES
+        mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if large else apsw.SQLITE_CHECKPOINT_PASSIVE
+        try:
+            self.connection.wal_checkpoint(mode=mode)
+        except apsw.Error:
+            pass  # the commit stands; the next one tries again
 
     def free_bytes(self) -> int:
         """Free space for us on the file's disk."""
         disk = os.statvfs(self.path.parent)
         return disk.f_bavail * disk.f_frsize
+
+
+class _Patience:
+    """How long to wait for a lock: transactions here take a fraction of a millisecond, SQLite's own steps are long."""
+
+    def __init__(self) -> None:
+        self._since = 0.0
+
+    def wait(self, tries: int) -> bool:
+        if tries == 0:
+            self._since = time.monotonic()
+        time.sleep(min(0.0002 * (tries + 1), 0.005))
+        return time.monotonic() - self._since < BUSY_SECONDS

@@ -25,9 +25,9 @@ class SqliteRegistry(Registry):
     def __init__(self, lane: Lane[Database], boot: str, now: Callable[[], int], lease: float) -> None:
         self._lane, self._boot, self._now, self._lease = lane, boot, now, lease
 
-    async def _run(self, work: Callable[[Database], R]) -> R:
+    async def _run(self, work: Callable[[Database], R], *, writes: bool = True) -> R:
         try:
-            return await self._lane.run(work)
+            return await self._lane.run(work, writes=writes)
         except StoreUnavailable as error:
             raise RegistryUnavailable(str(error)) from error
 

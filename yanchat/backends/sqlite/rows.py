@@ -1,0 +1,256 @@
+"""The statements on the message table: rows, acks, counters. Each function runs inside a transaction of the lane.
+
+A batch is a few `executemany`, whatever its size: how many statements a row takes decides what a message costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, Literal
+
+from yanchat.backends.sqlite.database import Database
+from yanchat.errors import StoreUnavailable
+from yanchat.model import ACKED, AckEntry, Envelope, Key, MessageId, Node, OpenId, Row, Step, Totals
+from yanchat.protocol.frames import MAX_RECIPIENTS
+from yanchat.protocol.ids import order_from_message_id
+
+COLUMNS: Final = (
+    "ord, message_id, recipient, sender, sender_name, request_id, text, file_type, accepted_at,"
+    " rank, told, attempts, sent_at, arrived_at, settled_at, told_at"
+)
+_ADD = f"INSERT INTO outbox ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,0,?,0,0,0,0,0) ON CONFLICT DO NOTHING RETURNING ord"
+_ADD_ID = "INSERT INTO ids VALUES (?, ?, ?) ON CONFLICT DO NOTHING RETURNING ord"
+_STEP = """UPDATE outbox SET settled_at = CASE WHEN ?2 > rank THEN ?7 ELSE settled_at END,
+ rank = max(rank, ?2), told_at = CASE WHEN ?3 > told THEN ?8 ELSE told_at END, told = max(told, ?3),
+ attempts = max(attempts, ?4), sent_at = CASE WHEN sent_at = 0 THEN ?5 ELSE sent_at END,
+ arrived_at = CASE WHEN arrived_at = 0 THEN ?6 ELSE arrived_at END WHERE ord = ?1"""
+# A row is found by the order that its id carries (between ?3 and ?4), else by the index of ids.
+_BY_ORDER = "ord >= ?3 AND ord < ?4 AND message_id = ?1 AND recipient = ?2"
+_BY_ID = "ord = (SELECT ord FROM ids WHERE message_id = ?1 AND recipient = ?2)"
+_FIND = f"SELECT {COLUMNS} FROM outbox WHERE {_BY_ORDER} UNION ALL SELECT {COLUMNS} FROM outbox WHERE {_BY_ID}"
+_KNOWN = f"""SELECT EXISTS (SELECT 1 FROM inbox WHERE message_id = ?1 AND recipient = ?2)
+ OR EXISTS (SELECT 1 FROM outbox WHERE {_BY_ORDER} AND rank = {ACKED})
+ OR EXISTS (SELECT 1 FROM outbox WHERE {_BY_ID} AND rank = {ACKED})"""
+_RECIPIENTS = """SELECT recipient, ord, rank FROM outbox WHERE ord >= ?2 AND ord < ?3 AND message_id = ?1
+ UNION SELECT o.recipient, o.ord, o.rank FROM ids i JOIN outbox o ON o.ord = i.ord WHERE i.message_id = ?1"""
+
+Counter = Literal["added", "given_up_purged", "last_purged", "place", "published"]
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+def add(db: Database, messages: Sequence[Sequence[Envelope]], told: int) -> list[list[bool]]:
+    """Store what is not there yet. For each: was it news?"""
+    by_id: dict[int, Envelope] = {}
+    by_order: dict[int, Envelope] = {}
+    for message in messages:
+        for envelope in message:
+            first, end = orders_of(envelope.message_id)
+            group = by_order if first <= envelope.order < end else by_id
+            if group.setdefault(envelope.order, envelope).key != envelope.key:
+                raise _given_twice(envelope.order)
+    news: set[int] = set()
+    if by_id:
+        ids = [(bytes.fromhex(one.message_id), one.recipient, one.order) for one in by_id.values()]
+        fresh = {order for (order,) in db.executemany(_ADD_ID, ids)}
+        news = _insert(db, (by_id[order] for order in fresh), told)
+        for order in fresh - news:
+            raise _given_twice(order)
+    if by_order:
+        news |= _insert(db, by_order.values(), told)
+        there = [one for order, one in by_order.items() if order not in news]
+        found = find(db, [one.key for one in there])
+        for one in there:
+            if one.key not in found:
+                raise _given_twice(one.order)
+    count(db, "added", len(news))
+    answers: list[list[bool]] = []
+    for message in messages:
+        answers.append([])
+        for envelope in message:
+            answers[-1].append(envelope.order in news)
+            news.discard(envelope.order)
+    return answers
+
+
+def _insert(db: Database, envelopes: Iterable[Envelope], told: int) -> set[int]:
+    """The orders of those that are stored now and were not before."""
+    values = (
+        (
+            one.order,
+            bytes.fromhex(one.message_id),
+            one.recipient,
+            one.sender,
+            one.sender_name,
+            one.request_id,
+            one.text,
+            one.file_type,
+            one.accepted_at,
+            told,
+        )
+        for one in envelopes
+    )
+    return {order for (order,) in db.executemany(_ADD, values)}
+
+
+def _given_twice(order: int) -> StoreUnavailable:
+    return StoreUnavailable(f"The order {order:016x} was given to two messages; report this, and restart the node.")
+
+
+def record(db: Database, steps: Iterable[Step]) -> None:
+    values = (
+        (
+            step.order,
+            step.rank,
+            step.told,
+            step.attempts,
+            step.sent_at,
+            step.arrived_at,
+            step.settled_at,
+            step.told_at,
+        )
+        for step in steps
+    )
+    db.executemany(_STEP, values).fetchall()
+
+
+def settle(db: Database, keys: Sequence[Key], rank: int, told: int, at: int) -> list[Row]:
+    """Raise rank and told; the rows of which either rose, as they were before."""
+    rose = [one for one in find(db, keys).values() if rank > one.rank or told > one.told]
+    record(db, (Step(one.envelope.order, rank, told, settled_at=at, told_at=at) for one in rose))
+    return rose
+
+
+def row(columns: Sequence[Any]) -> Row:
+    order, blob, *rest = columns
+    return Row(Envelope(order, MessageId(blob.hex()), *rest[:7]), *rest[7:])
+
+
+def find(db: Database, keys: Sequence[Key]) -> dict[Key, Row]:
+    rows = map(row, db.executemany(_FIND, _lookups(keys)))
+    return {one.envelope.key: one for one in rows}
+
+
+def recipients(db: Database, message_id: MessageId) -> tuple[dict[OpenId, int], list[OpenId]]:
+    blob = bytes.fromhex(message_id)
+    rows: list[tuple[Any, ...]] = db.execute(_RECIPIENTS, (blob, *orders_of(message_id))).fetchall()
+    acked: set[OpenId] = {user for user, _, rank in rows if rank == ACKED}
+    acked |= {user for (user,) in db.execute("SELECT recipient FROM inbox WHERE message_id = ?", (blob,))}
+    return {user: order for user, order, _ in rows}, sorted(acked)
+
+
+def totals(db: Database) -> Totals:
+    """From counters and the small indexes: nobody counts the whole table."""
+
+    def rows(index: str, where: str) -> int:
+        ((number,),) = db.execute(f"SELECT count(*) FROM outbox INDEXED BY {index} WHERE {where}")
+        return int(number)
+
+    pending, untold = rows("open_messages", "rank = 0"), rows("untold_notices", "rank > told")
+    expired = rows("given_up", "rank = 1") + counter(db, "given_up_purged")
+    return Totals(pending, counter(db, "added") - pending - expired, expired, untold)
+
+
+def purge(db: Database, before: int, limit: int) -> int:
+    """Remove the oldest rows that are done, then the oldest acks; how many went."""
+    done: list[tuple[Any, ...]] = db.execute(
+        "SELECT ord, message_id, recipient, rank FROM outbox WHERE ord < ? AND rank > 0 AND told >= rank"
+        " ORDER BY ord LIMIT ?",
+        (before << 16, limit),
+    ).fetchall()
+    if done:
+        ids = ((blob, user) for _, blob, user, _ in done)
+        db.executemany("DELETE FROM ids WHERE message_id = ? AND recipient = ?", ids).fetchall()
+        db.executemany("DELETE FROM outbox WHERE ord = ?", ((order,) for order, *_ in done)).fetchall()
+        count(db, "given_up_purged", sum(rank != ACKED for *_, rank in done))
+        keep_highest(db, "last_purged", done[-1][0])
+    acks = db.execute(  # the oldest are looked at and no more: there is no index by time
+        "DELETE FROM inbox WHERE place IN (SELECT place FROM (SELECT place, acked_at FROM inbox ORDER BY place LIMIT ?)"
+        " WHERE acked_at < ?) RETURNING place",
+        (limit - len(done), before),
+    ).fetchall()
+    return len(done) + len(acks)
+
+
+def last_order(db: Database) -> int:
+    ((last,),) = db.execute("SELECT coalesce(max(ord), 0) FROM outbox")
+    return max(int(last), counter(db, "last_purged"))
+
+
+# -- acks --------------------------------------------------------------------------------------------------------------
+def known(db: Database, keys: Sequence[Key]) -> list[bool]:
+    return [bool(there) for (there,) in db.executemany(_KNOWN, _lookups(keys))]
+
+
+def ack(db: Database, entries: Sequence[AckEntry]) -> list[int]:
+    """Enter acks at the end of the log. A repeated one moves there, with the origins of both."""
+    remote = [(bytes.fromhex(entry.key[0]), entry.key[1]) for entry in entries if entry.origins]
+    if not remote:
+        return [0] * len(entries)
+    before = db.executemany(
+        "SELECT message_id, recipient, origins FROM inbox WHERE message_id = ? AND recipient = ?", remote
+    )
+    origins = {(MessageId(blob.hex()), OpenId(user)): set(text.split()) for blob, user, text in before}
+    place, places = counter(db, "place"), []
+    values: dict[Key, tuple[int, bytes, OpenId, str, int]] = {}
+    for entry in entries:
+        if not entry.origins:
+            places.append(0)
+            continue
+        place += 1
+        places.append(place)
+        nodes = origins.setdefault(entry.key, set())
+        nodes.update(entry.origins)
+        message_id, user = entry.key
+        values[entry.key] = (place, bytes.fromhex(message_id), user, " ".join(sorted(nodes)), entry.at)
+    db.executemany("INSERT OR REPLACE INTO inbox VALUES (?, ?, ?, ?, ?)", values.values()).fetchall()
+    keep_highest(db, "place", place)
+    return places
+
+
+def unsent(db: Database, after: int, limit: int) -> list[tuple[int, AckEntry]]:
+    rows = db.execute(
+        "SELECT place, message_id, recipient, origins, acked_at FROM inbox WHERE place > ? ORDER BY place LIMIT ?",
+        (max(after, counter(db, "published")), limit),
+    )
+    return [
+        (place, AckEntry((MessageId(blob.hex()), OpenId(user)), tuple(map(Node, origins.split())), at=at))
+        for place, blob, user, origins, at in rows
+    ]
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+def counter(db: Database, name: Counter) -> int:
+    found = db.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
+    return int(found[0]) if found else 0
+
+
+def count(db: Database, name: Counter, by: int) -> None:
+    if by:
+        db.execute(
+            "INSERT INTO counters VALUES (?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value", (name, by)
+        )
+
+
+def keep_highest(db: Database, name: Counter, value: int) -> None:
+    db.execute(
+        "INSERT INTO counters VALUES (?, ?) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)", (name, value)
+    )
+
+
+def mark(db: Database, name: str, value: int) -> int:
+    """Keep the highest; the one before."""
+    found = db.execute("SELECT value FROM marks WHERE name = ?", (name,)).fetchone()
+    before = int(found[0]) if found else 0
+    if value > before:
+        db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (name, value))
+    return before
+
+
+def orders_of(message_id: MessageId) -> tuple[int, int]:
+    """Between which orders a row stands whose id carries it; nothing lies between for other ids."""
+    first = order_from_message_id(message_id)
+    return first, first + MAX_RECIPIENTS if first else 0
+
+
+def _lookups(keys: Sequence[Key]) -> Iterator[tuple[bytes, OpenId, int, int]]:
+    return ((bytes.fromhex(message_id), user, *orders_of(message_id)) for message_id, user in keys)
