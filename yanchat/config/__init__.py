@@ -6,6 +6,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from yanchat.names import ACK_TOPIC_PREFIX, GROUP_PREFIX, KEY_PREFIX, TOPIC_PREFIX
+
 Duration = Annotated[float, msgspec.Meta(ge=0, extra={"unit": "duration"})]
 """Seconds; written as "5s", "10m", "7d"."""
 Size = Annotated[int, msgspec.Meta(ge=0, extra={"unit": "size"})]
@@ -26,12 +28,46 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     advertise: str = ""
     """`host:port` under which the other nodes know this one; empty: the listen address."""
     state_dir: str = ""
-    profile: Literal["embedded"] = "embedded"
+    profile: Literal["embedded", "cluster"] = "embedded"
+    """embedded: registry and bus are a file in the state directory; cluster: Redis and Kafka."""
     sessions: Literal["multi", "single"] = "multi"
     time_zone: str = "UTC"
     """IANA name; for the `date` of frames."""
     insecure: bool = False
     """Allow auth mode none on an address that is not loopback."""
+
+
+class RedisSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The registry of the cluster profile."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    """`redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://h1:26379,h2:26379/service/0`, `redis+cluster://h1,h2`;
+    the last two with TLS as `rediss+…`."""
+    username: str = ""
+    password_file: str = ""
+    sentinel_username: str = ""
+    sentinel_password_file: str = ""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    key_prefix: str = KEY_PREFIX
+
+
+class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The bus of the cluster profile. What is said of topics holds for those that a node makes for itself."""
+
+    brokers: tuple[str, ...] = ("127.0.0.1:9092",)
+    topic_prefix: str = TOPIC_PREFIX
+    ack_topic_prefix: str = ACK_TOPIC_PREFIX
+    group_prefix: str = GROUP_PREFIX
+    partitions: Count = 1
+    replication_factor: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """0: what the brokers have as their default."""
+    min_insync_replicas: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """0: what the brokers have as their default."""
+    retention: Duration = BUS_RETENTION
+    librdkafka: dict[str, str | int | float | bool] = {}
+    """Any setting of librdkafka but those that carry our promises."""
 
 
 class AuthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +122,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All settings of one node, each section a struct of its own."""
 
     node: NodeSettings = NodeSettings()
+    redis: RedisSettings = RedisSettings()
+    kafka: KafkaSettings = KafkaSettings()
     auth: AuthSettings = AuthSettings()
     origins: OriginSettings = OriginSettings()
     limits: LimitSettings = LimitSettings()
