@@ -1,0 +1,1 @@
+"""Redis: the registry of the cluster profile."""

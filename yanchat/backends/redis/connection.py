@@ -1,0 +1,69 @@
+"""The connection to Redis that one thread owns: it sends pipelines, and says what an error means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import redis
+import structlog
+
+from yanchat.backends.redis.servers import Client
+from yanchat.errors import ConfigError, RegistryUnavailable, YanchatError
+
+Command = tuple[str | int, ...]
+_WRONG_SETTINGS: Final = (
+    redis.exceptions.AuthenticationError,
+    redis.exceptions.AuthorizationError,
+    redis.exceptions.AuthenticationWrongNumberOfArgsError,
+    redis.exceptions.NoPermissionError,
+)
+_WRONG_TEXTS: Final = ("certificate verify failed", "invalid database", "DB index is out of range")
+_ASK_ANOTHER: Final = (redis.ConnectionError, redis.ReadOnlyError)
+
+
+class Connection:
+    """The client, made when it is first needed and again after every failure."""
+
+    def __init__(self, connect: Callable[[], Client]) -> None:
+        self._connect = connect
+        self._client: Client | None = None
+        self.proven = False
+        """It has served once: what goes wrong from now on is no wrong setting. Set by the registry."""
+
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            self._client = self._connect()
+        return self._client
+
+    def send(self, commands: Sequence[Command]) -> list[Any]:
+        """One reply for each command, in order; the error of a single command is its reply. Raises RedisError."""
+        pipeline = self.client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        try:
+            replies: list[Any] = pipeline.execute(raise_on_error=False)
+        except (redis.RedisError, OSError):
+            self.close()
+            raise
+        if any(isinstance(reply, _ASK_ANOTHER) for reply in replies):
+            self.close()
+        return replies
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            try:
+                client.close()
+            except (redis.RedisError, OSError) as error:
+                structlog.get_logger().debug("redis.close_failed", error=str(error))
+
+    def map_error(self, error: Exception) -> Exception:
+        """What the caller of the port gets for a driver's error; our own pass through."""
+        if isinstance(error, YanchatError) or not isinstance(error, redis.RedisError | OSError):
+            return error
+        wrong = isinstance(error, _WRONG_SETTINGS) or any(text in str(error) for text in _WRONG_TEXTS)
+        if wrong and not self.proven:
+            return ConfigError(f"Redis refuses this node: {error}; check redis.url, the user, password and TLS files.")
+        return RegistryUnavailable(f"Redis does not serve: {error}.")
