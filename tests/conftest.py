@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-pytest_plugins = ["services_plugin"]
+pytest_plugins = ["tests.services_plugin"]
 
 settings.register_profile("yanchat", deadline=None)  # a busy machine is no failure
 settings.load_profile("yanchat")

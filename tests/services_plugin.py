@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import pytest
-from services import KafkaBroker, Missing, RedisServer, Server
+
+from tests.services import KafkaBroker, Missing, RedisServer, Server
 
 S = TypeVar("S", bound=Server)
 
