@@ -5,11 +5,12 @@ A batch is a few `executemany`, whatever its size: how many statements a row tak
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final, Literal
 
+import apsw
+
 from yanchat.backends.sqlite.database import Database
-from yanchat.errors import StoreUnavailable
 from yanchat.model import ACKED, AckEntry, Envelope, Key, MessageId, Node, OpenId, Row, Step, Totals
 from yanchat.protocol.frames import MAX_RECIPIENTS
 from yanchat.protocol.ids import order_from_message_id
@@ -18,8 +19,7 @@ COLUMNS: Final = (
     "ord, message_id, recipient, sender, sender_name, request_id, text, file_type, accepted_at,"
     " rank, told, attempts, sent_at, arrived_at, settled_at, told_at"
 )
-_ADD = f"INSERT INTO outbox ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,0,?,0,0,0,0,0) ON CONFLICT DO NOTHING RETURNING ord"
-_ADD_ID = "INSERT INTO ids VALUES (?, ?, ?) ON CONFLICT DO NOTHING RETURNING ord"
+_ADD = f"INSERT INTO outbox ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,0,?,0,0,0,0,0)"
 _STEP = """UPDATE outbox SET settled_at = CASE WHEN ?2 > rank THEN ?7 ELSE settled_at END,
  rank = max(rank, ?2), told_at = CASE WHEN ?3 > told THEN ?8 ELSE told_at END, told = max(told, ?3),
  attempts = max(attempts, ?4), sent_at = CASE WHEN sent_at = 0 THEN ?5 ELSE sent_at END,
@@ -27,10 +27,8 @@ _STEP = """UPDATE outbox SET settled_at = CASE WHEN ?2 > rank THEN ?7 ELSE settl
 # A row is found by the order that its id carries (between ?3 and ?4), else by the index of ids.
 _BY_ORDER = "ord >= ?3 AND ord < ?4 AND message_id = ?1 AND recipient = ?2"
 _BY_ID = "ord = (SELECT ord FROM ids WHERE message_id = ?1 AND recipient = ?2)"
-_FIND = f"SELECT {COLUMNS} FROM outbox WHERE {_BY_ORDER} UNION ALL SELECT {COLUMNS} FROM outbox WHERE {_BY_ID}"
 _KNOWN = f"""SELECT EXISTS (SELECT 1 FROM inbox WHERE message_id = ?1 AND recipient = ?2)
- OR EXISTS (SELECT 1 FROM outbox WHERE {_BY_ORDER} AND rank = {ACKED})
- OR EXISTS (SELECT 1 FROM outbox WHERE {_BY_ID} AND rank = {ACKED})"""
+ OR coalesce((SELECT rank FROM outbox WHERE {_BY_ORDER}), (SELECT rank FROM outbox WHERE {_BY_ID}), 0) = {ACKED}"""
 _RECIPIENTS = """SELECT recipient, ord, rank FROM outbox WHERE ord >= ?2 AND ord < ?3 AND message_id = ?1
  UNION SELECT o.recipient, o.ord, o.rank FROM ids i JOIN outbox o ON o.ord = i.ord WHERE i.message_id = ?1"""
 
@@ -40,60 +38,45 @@ Counter = Literal["added", "given_up_purged", "last_purged", "place", "published
 # -- rows --------------------------------------------------------------------------------------------------------------
 def add(db: Database, messages: Sequence[Sequence[Envelope]], told: int) -> list[list[bool]]:
     """Store what is not there yet. For each: was it news?"""
-    by_id: dict[int, Envelope] = {}
-    by_order: dict[int, Envelope] = {}
-    for message in messages:
-        for envelope in message:
-            first, end = orders_of(envelope.message_id)
-            group = by_order if first <= envelope.order < end else by_id
-            if group.setdefault(envelope.order, envelope).key != envelope.key:
-                raise _given_twice(envelope.order)
-    news: set[int] = set()
-    if by_id:
-        ids = [(bytes.fromhex(one.message_id), one.recipient, one.order) for one in by_id.values()]
-        fresh = {order for (order,) in db.executemany(_ADD_ID, ids)}
-        news = _insert(db, (by_id[order] for order in fresh), told)
-        for order in fresh - news:
-            raise _given_twice(order)
-    if by_order:
-        news |= _insert(db, by_order.values(), told)
-        there = [one for order, one in by_order.items() if order not in news]
-        found = find(db, [one.key for one in there])
-        for one in there:
-            if one.key not in found:
-                raise _given_twice(one.order)
-    count(db, "added", len(news))
-    answers: list[list[bool]] = []
-    for message in messages:
-        answers.append([])
-        for envelope in message:
-            answers[-1].append(envelope.order in news)
-            news.discard(envelope.order)
-    return answers
+    envelopes = [envelope for message in messages for envelope in message]
+    try:
+        with db.connection:
+            _insert(db, envelopes, told)
+        return [[True] * len(message) for message in messages]
+    except apsw.ConstraintError:  # something is there, which is rare: only now is it asked what
+        there = find(db, [envelope.key for envelope in envelopes])
+    fresh: dict[Key, Envelope] = {}
+    for envelope in envelopes:
+        if envelope.key not in there:
+            fresh.setdefault(envelope.key, envelope)
+    _insert(db, fresh.values(), told)
+    return [[fresh.pop(envelope.key, None) is not None for envelope in message] for message in messages]
 
 
-def _insert(db: Database, envelopes: Iterable[Envelope], told: int) -> set[int]:
-    """The orders of those that are stored now and were not before."""
-    values = (
-        (
-            one.order,
-            bytes.fromhex(one.message_id),
-            one.recipient,
-            one.sender,
-            one.sender_name,
-            one.request_id,
-            one.text,
-            one.file_type,
-            one.accepted_at,
-            told,
+def _insert(db: Database, envelopes: Collection[Envelope], told: int) -> None:
+    values, ids = [], []
+    for one in envelopes:
+        blob = bytes.fromhex(one.message_id)
+        first, end = orders_of(one.message_id)
+        if not first <= one.order < end:
+            ids.append((blob, one.recipient, one.order))
+        values.append(
+            (
+                one.order,
+                blob,
+                one.recipient,
+                one.sender,
+                one.sender_name,
+                one.request_id,
+                one.text,
+                one.file_type,
+                one.accepted_at,
+                told,
+            )
         )
-        for one in envelopes
-    )
-    return {order for (order,) in db.executemany(_ADD, values)}
-
-
-def _given_twice(order: int) -> StoreUnavailable:
-    return StoreUnavailable(f"The order {order:016x} was given to two messages; report this, and restart the node.")
+    db.executemany("INSERT INTO ids VALUES (?, ?, ?)", ids).fetchall()
+    db.executemany(_ADD, values).fetchall()
+    count(db, "added", len(values))
 
 
 def record(db: Database, steps: Iterable[Step]) -> None:
@@ -126,8 +109,16 @@ def row(columns: Sequence[Any]) -> Row:
 
 
 def find(db: Database, keys: Sequence[Key]) -> dict[Key, Row]:
-    rows = map(row, db.executemany(_FIND, _lookups(keys)))
-    return {one.envelope.key: one for one in rows}
+    found: dict[Key, Row] = {}
+
+    def look(how: str, bindings: Sequence[tuple[Any, ...]]) -> None:
+        for columns in db.executemany(f"SELECT {COLUMNS} FROM outbox WHERE {how} LIMIT 1", bindings):
+            one = row(columns)
+            found[one.envelope.key] = one
+
+    look(_BY_ORDER, [lookup for lookup in _lookups(keys) if lookup[2]])
+    look(_BY_ID, [(bytes.fromhex(key[0]), key[1]) for key in keys if key not in found])
+    return found
 
 
 def recipients(db: Database, message_id: MessageId) -> tuple[dict[OpenId, int], list[OpenId]]:
