@@ -189,6 +189,13 @@ class Outbox(ABC):
         """Write steps; ranks only rise. Lazy: it may wait a moment for company, but returns when it is on disk."""
 
     @abstractmethod
+    async def settle(self, keys: Sequence[Key], *, rank: int, told: int, at: int) -> list[Row]:
+        """Raise rank and told of rows that nobody has in memory; `at` in milliseconds. Durable when it returns.
+
+        The rows of which either rose, as they were before.
+        """
+
+    @abstractmethod
     async def open_rows(self, openid: OpenId, tray: Tray, limit: int) -> list[Row]:
         """The oldest rows: open messages to this user, or settled messages from him that he has not been told of."""
 

@@ -8,7 +8,7 @@ import structlog
 import trio
 
 from yanchat.errors import StoreUnavailable
-from yanchat.model import ACKED, AckEntry, Key, MessageId, Node
+from yanchat.model import ACKED, OPEN, AckEntry, Key, MessageId, Node
 from yanchat.node.hub import Hub, Session
 from yanchat.node.ledger import AGAIN_AFTER, Ledger
 from yanchat.node.mailbox import Item
@@ -84,6 +84,7 @@ class Acks:
         now = self._clock.wall()
         entries: dict[Key, AckEntry] = {}
         items: dict[Key, Item] = {}
+        rest: list[Key] = []
         statuses: list[int] = []
         for ack in batch:
             key = (MessageId(ack.message_id), ack.session.openid)
@@ -91,10 +92,17 @@ class Acks:
             statuses.append(status)
             if not origins:
                 continue
-            item = await self._own(key) if self._node in origins else None
+            item = self._mailboxes.items.get(key) if self._node in origins else None
             if item is not None:
                 items[key] = item
+            elif self._node in origins:
+                rest.append(key)
             entries[key] = _entry(key, origins - {self._node}, item, now)
+        if rest:  # our own rows that are on disk alone
+            await self._ledger.flushed()
+            rows = await self._outbox.settle(rest, rank=ACKED, told=OPEN, at=now)
+            for row in rows:
+                self._mailboxes.followed(row, ACKED, now)
         places = await self._inbox.ack(list(entries.values())) if entries else []
         for ack, status in zip(batch, statuses, strict=True):
             self._answer(ack, status)
@@ -108,15 +116,6 @@ class Acks:
                 remote.setdefault(node, []).append((entry.key, place))
         for node, acks in remote.items():
             self._publish(node, acks)
-
-    async def _own(self, key: Key) -> Item | None:
-        """Our own row, from memory or from disk."""
-        item = self._mailboxes.items.get(key)
-        if item is None:
-            await self._ledger.flushed()
-            (row,) = await self._outbox.find([key])
-            item = self._mailboxes.items.get(key) or (Item(row, before=True) if row is not None else None)
-        return item
 
     async def _unknown(self, ack: _Ack) -> tuple[int, set[Node]]:
         """An ack of what no session here was given: 200 when it was acked before, 403, 404, or our own open row."""

@@ -128,11 +128,27 @@ class Mailboxes:
         """The rank of a row has risen; false when it was there before. The caller sees that it is written."""
         if rank <= item.rank:
             return False
-        envelope = item.envelope
-        if item.rank == OPEN:
+        self._count(item.envelope, item.rank, rank)
+        self._raise(item, rank, at)
+        return True
+
+    def followed(self, row: Row, rank: int, at: int) -> None:
+        """The disk has raised a row that was not in memory; `row` as it was before. Memory follows."""
+        self._count(row.envelope, row.rank, rank)
+        item = self.items.get(row.envelope.key) or Item(row, before=True)
+        if rank > item.rank:
+            self._raise(item, rank, at)
+
+    def _count(self, envelope: Envelope, before: int, rank: int) -> None:
+        if before == OPEN:
             self._backlog.remove(envelope.sender, envelope.recipient)
         if rank == ACKED:
             self._counters.delivered += 1
+        else:
+            self._counters.expired += 1
+
+    def _raise(self, item: Item, rank: int, at: int) -> None:
+        envelope = item.envelope
         item.rank, item.settled_at, item.sent, item.since = rank, at, {}, None
         self.items.pop(item.key, None)
         box = self.boxes.get(envelope.recipient)
@@ -145,7 +161,6 @@ class Mailboxes:
                 tray.rows[envelope.order] = item
                 self.items[item.key] = item
         self._calm(envelope.sender)
-        return True
 
     def told(self, item: Item, rank: int) -> bool:
         """The sender knows this rank; false when he did before."""

@@ -8,11 +8,10 @@ import structlog
 import trio
 
 from yanchat.errors import StoreUnavailable
-from yanchat.model import ACKED, GIVEN_UP, Key, Node, Row, Step
+from yanchat.model import ACKED, GIVEN_UP, OPEN, Key, Node, Row, Step
 from yanchat.node.commits import Commits
 from yanchat.node.hub import Session
 from yanchat.node.ledger import AGAIN_AFTER, Ledger
-from yanchat.node.mailbox import Item
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.ports import Batch, Bus, Clock, Outbox
 from yanchat.protocol.records import Acked, Arrived, Gone, Record, Told
@@ -69,28 +68,40 @@ class Settlement:
                         self._mailboxes.gone(openid, (record.origin, session_id))
                 case _:
                     pass  # belongs to the other topic
-        items = await self._items([*acked, *(key for key, _ in told)])
-        now = self._clock.wall()
-        steps: list[Step] = []
-        for key in acked:
-            if key in items and self._mailboxes.settled(items[key], ACKED, now):
-                steps.append(items[key].step())
-        for key, rank in told:
-            if key in items and self._mailboxes.told(items[key], rank):
-                steps.append(items[key].step(told_at=now))
-        self._ledger.put(steps)
+        await self._settle(acked, ACKED)
+        for rank in (GIVEN_UP, ACKED):
+            await self._tell([key for key, known in told if known == rank], rank)
 
-    async def _items(self, keys: Sequence[Key]) -> dict[Key, Item]:
-        """The rows of these keys, from memory or from disk; what we do not have is missing."""
-        found = {key: item for key in keys if (item := self._mailboxes.items.get(key)) is not None}
-        missing = [key for key in dict.fromkeys(keys) if key not in found]
-        if missing:
-            await self._ledger.flushed()
-            for row in await self._outbox.find(missing):
-                if row is not None:
-                    key = row.envelope.key  # it may have come into memory meanwhile
-                    found[key] = self._mailboxes.items.get(key) or Item(row, before=True)
-        return found
+    async def _settle(self, keys: Sequence[Key], rank: int) -> int:
+        """Raise rows to a rank: those in memory first there, the others first on disk. How many rose."""
+        now, items = self._clock.wall(), self._mailboxes.items
+        found = [items[key] for key in keys if key in items]
+        steps = [item.step() for item in found if self._mailboxes.settled(item, rank, now)]
+        self._ledger.put(steps)
+        if len(found) == len(keys):
+            return len(steps)
+        await self._ledger.flushed()
+        rest = [key for key in keys if key not in items]
+        rows = await self._outbox.settle(rest, rank=rank, told=OPEN, at=now)
+        for row in rows:
+            self._mailboxes.followed(row, rank, now)
+        return len(steps) + len(rows)
+
+    async def _tell(self, keys: Sequence[Key], rank: int) -> int:
+        """The senders know this rank of these rows. Of how many they did not before."""
+        now, items = self._clock.wall(), self._mailboxes.items
+        found = [items[key] for key in keys if key in items]
+        steps = [item.step(told_at=now) for item in found if self._mailboxes.told(item, rank)]
+        self._ledger.put(steps)
+        if len(found) == len(keys):
+            return len(steps)
+        await self._ledger.flushed()
+        rows = await self._outbox.settle([key for key in keys if key not in items], rank=OPEN, told=rank, at=now)
+        for row in rows:
+            item = items.get(row.envelope.key)
+            if item is not None:  # read into memory meanwhile
+                self._mailboxes.told(item, rank)
+        return len(steps) + len(rows)
 
     def arrived(self, keys: Sequence[Key]) -> None:
         """A recipient's node has handed these to his sessions."""
@@ -120,17 +131,8 @@ class Settlement:
     # -- expiry --------------------------------------------------------------------------------------------------------
     async def bury(self, rows: Sequence[Row]) -> int:
         """Give up open rows, whose senders are then told (410), and notices that nobody came for. How many were."""
-        now = self._clock.wall()
-        steps: list[Step] = []
-        for row in rows:
-            item = self._mailboxes.items.get(row.envelope.key) or Item(row, before=True)
-            if row.told < row.rank:
-                if self._mailboxes.told(item, row.rank):
-                    steps.append(item.step())
-            elif self._mailboxes.settled(item, GIVEN_UP, now):
-                self._counters.expired += 1
-                steps.append(item.step())
-                structlog.get_logger().info("message.expired", message_id=row.envelope.message_id)
-        self._ledger.put(steps)
+        buried = await self._settle([row.envelope.key for row in rows if row.rank == OPEN], GIVEN_UP)
+        for rank in (GIVEN_UP, ACKED):
+            buried += await self._tell([row.envelope.key for row in rows if row.told < row.rank == rank], rank)
         await self._ledger.flushed()
-        return len(steps)
+        return buried
