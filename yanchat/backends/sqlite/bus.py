@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,19 +127,21 @@ class SqliteBus(Bus):
     @asynccontextmanager
     async def subscribe(self, topic: Topic) -> AsyncIterator[AsyncIterator[Batch]]:
         name = message_topic(self._node) if topic == "message" else ack_topic(self._node)
-        yield self._batches(topic, name)
+        async with aclosing(self._batches(topic, name)) as batches:
+            yield batches
 
-    async def _batches(self, topic: Topic, name: str) -> AsyncIterator[Batch]:
-        last = 0
-        end = await self._lane.run(lambda db: _last_place(db, name))
-        first = True
+    async def _batches(self, topic: Topic, name: str) -> AsyncGenerator[Batch, None]:
+        last, end, first = 0, 0, True
         while True:
             self._rung[topic] = trio.Event()
             try:
+                if first:
+                    end = await self._lane.run(lambda db: _last_place(db, name), writes=False)
                 rows = await self._read(name, last)
             except StoreUnavailable as error:
                 structlog.get_logger().warning("bus.read_failed", error=str(error))
-                rows = []
+                await self._rung[topic].wait()
+                continue
             if rows or first:
                 last = rows[-1][0] if rows else last
                 found = [
@@ -148,18 +150,14 @@ class SqliteBus(Bus):
                 ]
                 known = [record for record in found if record is not None]
                 self._counters.bus_unreadable += len(found) - len(known)
-                yield SqliteBatch(self, name, known, last, last >= end)
                 first = False
+                yield SqliteBatch(self, name, known, last, last >= end)
             if len(rows) < BATCH:
                 await self._rung[topic].wait()
 
     async def _read(self, name: str, last: int) -> list[tuple[Any, ...]]:
-        return await self._lane.run(
-            lambda db: db.execute(
-                "SELECT place, headers, value FROM bus WHERE topic = ? AND place > ? ORDER BY place LIMIT ?",
-                (name, last, BATCH),
-            ).fetchall()
-        )
+        sql = "SELECT place, headers, value FROM bus WHERE topic = ? AND place > ? ORDER BY place LIMIT ?"
+        return await self._lane.run(lambda db: db.execute(sql, (name, last, BATCH)).fetchall(), writes=False)
 
     async def forget(self, name: str, last: int) -> None:
         await self._lane.run(
@@ -167,11 +165,13 @@ class SqliteBus(Bus):
         )
 
     async def purge(self) -> None:
-        """Remove, every ten minutes, what nobody has fetched within the retention."""
-        sql = "DELETE FROM bus WHERE at < unixepoch() - ?"
+        """Remove what nobody has fetched within the retention, the oldest first, a few at a time; every ten minutes."""
+        old = "SELECT place FROM (SELECT place, at FROM bus ORDER BY place LIMIT ?) WHERE at < unixepoch() - ?"
+        sql = f"DELETE FROM bus WHERE place IN ({old}) RETURNING place"
         while True:
             with suppress(StoreUnavailable):
-                await self._lane.run(lambda db: db.execute(sql, (int(BUS_RETENTION),)).fetchall())
+                while await self._lane.run(lambda db: db.execute(sql, (BATCH, int(BUS_RETENTION))).fetchall()):
+                    pass
             await trio.sleep(PURGE_SECONDS)
 
     async def flush(self) -> None:

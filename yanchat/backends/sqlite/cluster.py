@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -17,9 +17,19 @@ from yanchat.errors import ConfigError
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
+def boot_clock() -> int:
+    """Milliseconds since this machine booted, its sleep included: one clock for all processes, which never steps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
 @asynccontextmanager
-async def open_cluster(state: Path, lease: float) -> AsyncIterator[tuple[Lane[Database], SqliteRegistry]]:
-    """The lane of the file, and the registry on it. Not fsynced: what it says is leases, and records sent again."""
+async def open_cluster(
+    state: Path, lease: float, now: Callable[[], int] = boot_clock
+) -> AsyncIterator[tuple[Lane[Database], SqliteRegistry]]:
+    """The lane of the file, and the registry on it. Not fsynced: what it says is leases, and records sent again.
+
+    `lease` is in seconds, `now` in milliseconds.
+    """
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -28,11 +38,6 @@ async def open_cluster(state: Path, lease: float) -> AsyncIterator[tuple[Lane[Da
     lane = Lane("cluster", lambda: Database(state / "cluster.db", schema, full=False))
     await lane.open()
     try:
-        yield lane, SqliteRegistry(lane, _BOOT_ID.read_text().strip(), boot_clock, lease)
+        yield lane, SqliteRegistry(lane, _BOOT_ID.read_text().strip(), now, lease)
     finally:
         await lane.close()
-
-
-def boot_clock() -> int:
-    """Milliseconds since this machine booted, its sleep included: one clock for all processes, which never steps."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000

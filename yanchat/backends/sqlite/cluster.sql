@@ -38,3 +38,4 @@ CREATE TABLE IF NOT EXISTS bus (
 CREATE INDEX IF NOT EXISTS bus_topic ON bus (topic, place);
 
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+INSERT OR IGNORE INTO meta VALUES ('epoch', lower(hex(randomblob(8))));

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from yanchat.backends.lane import Lane
 from yanchat.backends.sqlite.database import Database
@@ -15,8 +15,18 @@ from yanchat.model import Node, NodeRecord, OpenId, SessionRecord
 from yanchat.ports import Registry
 
 R = TypeVar("R")
+_COLUMNS = "session_id, openid, node, incarnation, user_name, connected_at, remote, stamp"
 _LIVE = "SELECT 1 FROM nodes n WHERE n.node = s.node AND n.incarnation = s.incarnation AND n.boot = ? AND n.expires > ?"
-_SESSION = "s.session_id, s.openid, s.node, s.incarnation, s.user_name, s.connected_at, s.remote, s.stamp"
+# News, and answered with a row, when there was no entry or one of another incarnation. The stamp stays.
+_CLAIM = f"""INSERT INTO sessions ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE
+ SET node = excluded.node, incarnation = excluded.incarnation, user_name = excluded.user_name,
+ connected_at = excluded.connected_at, remote = excluded.remote
+ WHERE incarnation <> excluded.incarnation RETURNING 1"""
+_REAP = f"DELETE FROM sessions AS s WHERE ({_COLUMNS}) = (?,?,?,?,?,?,?,?) AND NOT EXISTS ({_LIVE})"
+_LOCATE = f"""SELECT {", ".join(f"s.{column}" for column in _COLUMNS.split(", "))}
+ FROM json_each(?) u CROSS JOIN sessions s ON s.openid = u.value WHERE EXISTS ({_LIVE})"""
+_PENDING = """SELECT p.openid, p.node FROM json_each(?) u CROSS JOIN pending p ON p.openid = u.value
+ JOIN nodes n ON n.node = p.node AND n.boot = ? AND n.expires > ?"""
 
 
 class SqliteRegistry(Registry):
@@ -82,14 +92,13 @@ class SqliteRegistry(Registry):
                 " AND s.incarnation = nodes.incarnation) FROM nodes ORDER BY node"
             ):
                 record = msgspec.json.decode(text, type=NodeRecord)
-                dead = boot != self._boot or expires <= now
-                age = max(0.0, self._lease - (expires - now) / 1000)
-                found.append(
-                    msgspec.structs.replace(record, state="dead" if dead else record.state, age=age, sessions=sessions)
-                )
+                before = boot != self._boot  # then it was not heard since this machine booted, if not longer
+                age = now / 1000 if before else max(0.0, self._lease - (expires - now) / 1000)
+                state = "dead" if before or expires <= now else record.state
+                found.append(replace(record, state=state, age=age, sessions=sessions))
             return found
 
-        return await self._run(work)
+        return await self._run(work, writes=False)
 
     async def forget(self, record: NodeRecord) -> None:
         await self._run(
@@ -101,30 +110,10 @@ class SqliteRegistry(Registry):
 
     async def claim(self, sessions: Sequence[SessionRecord]) -> list[bool]:
         def work(db: Database) -> list[bool]:
-            return [self._claim(db, session) for session in sessions]
+            now = self._now()
+            return [db.execute(_CLAIM, (*_columns(session)[:-1], now)).fetchone() is not None for session in sessions]
 
         return await self._run(work)
-
-    def _claim(self, db: Database, session: SessionRecord) -> bool:
-        key = (session.openid, session.session_id)
-        found = db.execute(
-            "SELECT incarnation, stamp FROM sessions WHERE openid = ? AND session_id = ?", key
-        ).fetchone()
-        if found and found[0] == session.incarnation:
-            return False
-        db.execute(
-            "INSERT OR REPLACE INTO sessions VALUES (?,?,?,?,?,?,?,?)",
-            (
-                *key,
-                session.node,
-                session.incarnation,
-                session.user_name,
-                session.connected_at,
-                session.remote,
-                found[1] if found else self._now(),
-            ),
-        )
-        return True
 
     async def release(self, sessions: Sequence[SessionRecord]) -> None:
         keys = [(session.openid, session.session_id) for session in sessions]
@@ -134,12 +123,9 @@ class SqliteRegistry(Registry):
 
     async def reap(self, sessions: Sequence[SessionRecord]) -> None:
         def work(db: Database) -> None:
-            for session in sessions:
-                db.execute(
-                    "DELETE FROM sessions AS s WHERE openid = ? AND session_id = ? AND incarnation = ?"
-                    f" AND NOT EXISTS ({_LIVE})",
-                    (session.openid, session.session_id, session.incarnation, self._boot, self._now()),
-                )
+            now = self._now()
+            entries = ((*_columns(session), self._boot, now) for session in sessions)
+            db.executemany(_REAP, entries).fetchall()
 
         await self._run(work)
 
@@ -148,26 +134,19 @@ class SqliteRegistry(Registry):
 
         def work(db: Database) -> Mapping[OpenId, Sequence[SessionRecord]]:
             found: dict[OpenId, list[SessionRecord]] = {}
-            for columns in db.execute(
-                f"SELECT {_SESSION} FROM json_each(?) u JOIN sessions s ON s.openid = u.value WHERE EXISTS ({_LIVE})",
-                (users, self._boot, self._now()),
-            ):
+            for columns in db.execute(_LOCATE, (users, self._boot, self._now())):
                 session = SessionRecord(*columns)
                 found.setdefault(session.openid, []).append(session)
             return found
 
-        return await self._run(work)
+        return await self._run(work, writes=False)
 
     async def sessions(self, *, node: Node | None = None, openid: OpenId | None = None) -> list[SessionRecord]:
+        wanted = {"node": node, "openid": openid}
+        terms = [f"{name} = :{name}" for name, value in wanted.items() if value is not None]
+        sql = f"SELECT {_COLUMNS} FROM sessions WHERE {' AND '.join(terms) or 'TRUE'} ORDER BY openid, session_id"
         return await self._run(
-            lambda db: [
-                SessionRecord(*columns)
-                for columns in db.execute(
-                    f"SELECT {_SESSION} FROM sessions s WHERE (?1 IS NULL OR node = ?1) AND (?2 IS NULL OR openid = ?2)"
-                    " ORDER BY openid, session_id",
-                    (node, openid),
-                )
-            ]
+            lambda db: [SessionRecord(*columns) for columns in db.execute(sql, wanted)], writes=False
         )
 
     async def enter(self, node: Node, openids: Sequence[OpenId]) -> None:
@@ -185,24 +164,25 @@ class SqliteRegistry(Registry):
 
         def work(db: Database) -> Mapping[OpenId, Sequence[Node]]:
             found: dict[OpenId, list[Node]] = {}
-            for openid, node in db.execute(
-                "SELECT p.openid, p.node FROM json_each(?) u JOIN pending p ON p.openid = u.value"
-                " JOIN nodes n ON n.node = p.node AND n.boot = ? AND n.expires > ?",
-                (users, self._boot, self._now()),
-            ):
+            for openid, node in db.execute(_PENDING, (users, self._boot, self._now())):
                 found.setdefault(OpenId(openid), []).append(Node(node))
             return found
 
-        return await self._run(work)
+        return await self._run(work, writes=False)
 
     async def epoch(self) -> str:
+        """Made with the file: another file is another registry."""
+
         def work(db: Database) -> str:
-            db.execute("INSERT OR IGNORE INTO meta VALUES ('epoch', ?)", (secrets.token_hex(8),))
             ((epoch,),) = db.execute("SELECT value FROM meta WHERE name = 'epoch'")
             return str(epoch)
 
-        return await self._run(work)
+        return await self._run(work, writes=False)
 
 
 def _text(record: NodeRecord) -> str:
     return msgspec.json.encode(record).decode()
+
+
+def _columns(session: SessionRecord) -> tuple[Any, ...]:
+    return msgspec.structs.astuple(session)
