@@ -103,7 +103,7 @@ class RunningNode:
         client = Client(self, OpenId(openid), **behaviour)
         self.clients.append(client)
         self.cluster.nursery.start_soon(client.run)
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         return client
 
 
@@ -206,7 +206,7 @@ class Client:
             while not seen(self):
                 self._news = trio.Event()
                 await self._news.wait()
-        assert seen(self), f"not within {within} s: {self.frames}"
+        assert seen(self), f"not within {within} s; {len(self.frames)} frames, the last: {self.frames[-5:]}"
 
 
 @asynccontextmanager

@@ -129,7 +129,9 @@ async def assemble(
     lease = Lease(registry, bus, record, mailboxes, clock, counters)
     claims = Claims(node, hub, registry, bus, lease, mailboxes, single)
     lease.claim_all = claims.claim_all
-    delivery = Delivery(node, hub, claims, inbox, mailboxes, settlement, bus, dates, clock, counters)
+    delivery = Delivery(
+        node, hub, claims, inbox, mailboxes, settlement, bus, dates, clock, counters, ask_at=max(1, limits.window // 2)
+    )
     looks = Looks(node, mailboxes, loads, ledger, registry, bus, limits, retry, clock, counters, deliver=delivery.take)
     acks = Acks(node, hub, inbox, outbox, ledger, mailboxes, bus, dates, clock, counters)
     intake = Intake(outbox, mailboxes, backlog, orders, dates, clock, limits.inflight, counters)

@@ -36,10 +36,11 @@ class Delivery:
         dates: Dates,
         clock: Clock,
         counters: Counters,
+        ask_at: int,
     ) -> None:
         self._node, self._hub, self._claims, self._inbox = node, hub, claims, inbox
         self._mailboxes, self._settlement, self._bus = mailboxes, settlement, bus
-        self._dates, self._clock, self._counters = dates, clock, counters
+        self._dates, self._clock, self._counters, self._ask_at = dates, clock, counters, ask_at
         self.commits = Commits()
 
     async def serve(self, batches: AsyncIterator[Batch]) -> None:
@@ -71,10 +72,11 @@ class Delivery:
             self._bus.publish(node, [Acked(self._node, tuple(acked))])
         self.take(fresh)
 
-    def take(self, records: Sequence[Record]) -> None:
+    def take(self, records: Sequence[Record]) -> None:  # noqa: PLR0912 - one branch for each kind of record
         """Hand records to the sessions they name; say which of those are gone, and what has arrived."""
         arrived: dict[Node, list[Key]] = {}
         gone: dict[Node, list[tuple[OpenId, SessionId]]] = {}
+        told: dict[Session, None] = {}
         for record in records:
             match record:
                 case Push(envelope=envelope):
@@ -86,6 +88,7 @@ class Delivery:
                     date = self._dates(self._clock.wall())
                     for session in self._named(record, notice.sender, record.sessions, gone):
                         session.tell(notice, record.origin, date, self._clock.monotonic())
+                        told[session] = None
                 case Pull():
                     self._mailboxes.pulled(record.openid)
                 case Close():
@@ -99,6 +102,13 @@ class Delivery:
                 self._bus.publish(node, [Arrived(self._node, tuple(keys))])
         for node, sessions in gone.items():
             self.tell_gone(node, sessions)
+        for session in told:
+            self.ask(session)
+
+    def ask(self, session: Session) -> None:
+        """Ask at once whether its notices have arrived when they are many; `sweep` asks for the others."""
+        if len(session.untold) >= self._ask_at:
+            session.ping()
 
     def _named(
         self,

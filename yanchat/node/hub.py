@@ -13,7 +13,6 @@ from yanchat.protocol.ids import openid_of
 from yanchat.protocol.session import Conversation
 
 UNACKED_REMEMBERED = 1024
-UNTOLD_AT_ONCE = 500
 
 NoticeKey = tuple[MessageId, OpenId, int]
 """Message id, recipient, rank: a 200 after a 410 is another notice."""
@@ -37,7 +36,7 @@ class Outlet(Protocol):
         """Start the closing handshake behind all that was sent so far."""
 
     def resume(self) -> None:
-        """Go on reading: what made `Session.receive` answer False has passed."""
+        """Go on reading: the hello is out (nothing is read before it), or `Session.receive` would answer True again."""
 
 
 class Ears(Protocol):
@@ -131,11 +130,9 @@ class Session:
         self.untold[key] = (origin,) if origins is None else origins if origin in origins else (*origins, origin)
         if origins is None:
             self._queue(lambda: self.outlet.send(frames.notice(notice, self.record.session_id, date)))
-            if len(self.untold) >= UNTOLD_AT_ONCE:
-                self.ping()
 
     def ping(self) -> None:
-        """Ask whether the notices given so far have arrived; one question at a time."""
+        """Ask whether the notices given so far have arrived; one question at a time, also when it is called again."""
         if self._barrier is None and self.untold and self.open:
             self.pings += 1
             payload = b"told-%d" % self.pings

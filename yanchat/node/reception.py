@@ -73,6 +73,7 @@ class Reception:
 
     def answered(self, session: Session) -> None:
         self._settlement.answered(session)
+        self._delivery.ask(session)
 
     def ended(self, session: Session) -> None:
         """Release exactly this entry, and tell the origins of all that it had not acked."""
