@@ -80,8 +80,9 @@ class Lane(Generic[D]):
         self._thread.start()
         with trio.CancelScope(shield=True):
             await done.wait()
-        assert opened is not None
-        opened.unwrap()
+        if isinstance(opened, outcome.Error):
+            await self.close()
+            opened.unwrap()
 
     async def close(self) -> None:
         """Finish what is queued, close the driver, end the thread."""

@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     stamp INTEGER NOT NULL,
     PRIMARY KEY (openid, session_id)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS sessions_by_node ON sessions (node);
+CREATE INDEX IF NOT EXISTS sessions_by_node ON sessions (node, incarnation);
 
 CREATE TABLE IF NOT EXISTS pending (
     openid TEXT NOT NULL,

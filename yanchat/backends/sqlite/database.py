@@ -47,7 +47,7 @@ class Database:
 
     def _set_up(self, schema: str, full: bool) -> None:
         self.connection.set_busy_handler(_Patience().wait)
-        self._pragma("journal_mode", "wal")
+        self._log_mode()
         self._pragma("synchronous", 2 if full else 1)
         self.connection.pragma("temp_store", "memory")
         self.connection.pragma("journal_size_limit", LOG_BYTES)
@@ -59,6 +59,18 @@ class Database:
         self.connection.execute(schema)
         self.connection.pragma("user_version", VERSION)
         self.connection.execute("COMMIT")
+
+    def _log_mode(self) -> None:
+        """SQLite does not wait when two make the file at the same time: try again."""
+        until = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._pragma("journal_mode", "wal")
+                return
+            except apsw.BusyError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.005)
 
     def _pragma(self, name: str, value: str | int) -> None:
         self.connection.pragma(name, value)
