@@ -1,0 +1,159 @@
+"""An SQLite file: opened safely or not at all, its locks waited for, its log bounded."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from yanchat.backends.sqlite import database
+from yanchat.backends.sqlite.database import VERSION, Database
+from yanchat.errors import StoreUnavailable
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS t (value)"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.db"
+
+
+@pytest.fixture
+def db(path: Path) -> Iterator[Database]:
+    opened = Database(path, SCHEMA, full=True)
+    yield opened
+    opened.close()
+
+
+def insert(db: Database, value: object = 1) -> None:
+    db.begin(True)
+    db.execute("INSERT INTO t VALUES (?)", (value,))
+    db.commit()
+
+
+# -- opening -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("full", "level"), [(True, 2), (False, 1)])
+def test_the_log_is_written_ahead_and_every_commit_of_messages_is_synced(path: Path, full: bool, level: int) -> None:
+    db = Database(path, SCHEMA, full=full)
+    assert db.connection.pragma("journal_mode") == "wal"
+    assert db.connection.pragma("synchronous") == level
+    db.close()
+
+
+def test_a_file_system_without_a_shared_log_is_refused() -> None:
+    with pytest.raises(StoreUnavailable, match="local disk"):
+        Database(Path(":memory:"), SCHEMA, full=True)
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
+    path.write_bytes(b"not a database" * 1000)
+    with pytest.raises(StoreUnavailable, match=r"a\.db cannot be opened: .+ Check the disk"):
+        Database(path, SCHEMA, full=True)
+    assert path.read_bytes() == b"not a database" * 1000
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="nowhere"):
+        Database(tmp_path / "nowhere" / "a.db", SCHEMA, full=True)
+
+
+def test_a_file_of_a_later_version_is_refused(db: Database, path: Path) -> None:
+    db.connection.pragma("user_version", VERSION + 1)
+    with pytest.raises(StoreUnavailable, match="later yanchat"):
+        Database(path, SCHEMA, full=True)
+
+
+def test_several_may_make_the_file_at_the_same_time(tmp_path: Path) -> None:
+    for attempt in range(20):
+        errors: list[Exception] = []
+        barrier = threading.Barrier(4)
+
+        def make(path: Path, barrier: threading.Barrier = barrier, errors: list[Exception] = errors) -> None:
+            barrier.wait()
+            try:
+                db = Database(path, SCHEMA, full=False)
+                insert(db)
+                db.close()
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=make, args=(tmp_path / f"{attempt}.db",)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------
+def test_a_lock_is_waited_for(db: Database, path: Path) -> None:
+    other = Database(path, SCHEMA, full=True)
+    other.begin(True)
+    done = threading.Thread(target=insert, args=(db,))
+    done.start()
+    done.join(0.1)
+    assert done.is_alive()
+    other.commit()
+    done.join(10)
+    assert not done.is_alive()
+    other.close()
+
+
+def test_a_lock_is_not_waited_for_for_ever(db: Database, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    other = Database(path, SCHEMA, full=True)
+    other.begin(True)
+    with pytest.raises(apsw.BusyError) as caught:
+        insert(db)
+    assert isinstance(db.map_error(caught.value), StoreUnavailable)
+    db.rollback()
+    other.rollback()
+    insert(db)
+    other.close()
+
+
+def test_reading_needs_no_lock(db: Database, path: Path) -> None:
+    other = Database(path, SCHEMA, full=True)
+    other.begin(True)
+    db.begin(False)
+    assert db.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    db.commit()
+    other.commit()
+    other.close()
+
+
+# -- size --------------------------------------------------------------------------------------------------------------
+def test_the_log_starts_over(db: Database, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "CHECKPOINT_PAGES", 50)
+    for _ in range(500):
+        insert(db, "x" * 2000)
+    assert path.with_name("a.db-wal").stat().st_size < 200 * 4096
+
+
+def test_a_log_that_a_reader_held_is_cut_back_when_he_is_gone(
+    db: Database, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "CHECKPOINT_PAGES", 50)
+    monkeypatch.setattr(database, "LOG_BYTES", 100 * 4096)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.001)
+    log = path.with_name("a.db-wal")
+    reader = Database(path, SCHEMA, full=True)
+    reader.begin(False)
+    reader.execute("SELECT * FROM t").fetchall()
+    for _ in range(300):
+        insert(db, "x" * 2000)
+    assert log.stat().st_size > 150 * 4096
+    reader.commit()
+    insert(db)
+    assert log.stat().st_size <= 100 * 4096
+    reader.close()
+
+
+def test_closing_leaves_one_file(path: Path) -> None:
+    db = Database(path, SCHEMA, full=True)
+    insert(db)
+    db.close()
+    assert [found.name for found in path.parent.iterdir()] == ["a.db"]
