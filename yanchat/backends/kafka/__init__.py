@@ -1,0 +1,1 @@
+"""Kafka: the bus of the cluster profile."""

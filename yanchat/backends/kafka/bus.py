@@ -1,0 +1,82 @@
+"""The bus on Kafka: two topics for each node, named as the protocol says ("Between nodes"), spelled in `names.py`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from yanchat import failpoint, names
+from yanchat.backends.kafka.clients import admin_config, consumer_config, producer_config
+from yanchat.backends.kafka.incoming import Incoming
+from yanchat.backends.kafka.outgoing import Outgoing, Sent
+from yanchat.backends.kafka.topics import Topics
+from yanchat.config import KafkaSettings
+from yanchat.model import Node
+from yanchat.ports import Batch, Bus
+from yanchat.protocol import records
+from yanchat.protocol.records import Record, Topic
+from yanchat.telemetry import Counters
+
+RECORD_AT_LEAST: Final = 1 << 20
+
+
+class KafkaBus(Bus):
+    """Made by `open_bus`."""
+
+    def __init__(self, settings: KafkaSettings, node: Node, largest: int, counters: Counters) -> None:
+        self._settings, self._node, self._counters = settings, node, counters
+        self._client = f"yanchat-{names.slug(node)}"
+        self._topics = Topics(settings, admin_config(settings, self._client), largest)
+        self.outgoing = Outgoing(producer_config(settings, self._client, largest), self._count)
+
+    def _count(self, _: str) -> None:
+        self._counters.bus_failed += 1
+
+    def publish(self, node: Node, records: Sequence[Record], stored: Callable[[bool], None] | None = None) -> None:
+        failpoint.hit("bus-publish")
+        self.outgoing.send(self._encoded(node, records), stored)
+
+    def _encoded(self, node: Node, batch: Sequence[Record]) -> Iterator[Sent]:
+        topics = {"message": self._name("message", node), "ack": self._name("ack", node)}
+        for record in batch:
+            headers, value = records.encode(record, self.incarnation)
+            yield topics[records.topic_of(record)], records.key_of(record), value, dict(headers)
+
+    def _name(self, topic: Topic, node: Node) -> str:
+        if topic == "message":
+            return names.message_topic(node, self._settings.topic_prefix)
+        return names.ack_topic(node, self._settings.ack_topic_prefix)
+
+    @asynccontextmanager
+    async def subscribe(self, topic: Topic) -> AsyncIterator[AsyncIterator[Batch]]:
+        config = consumer_config(self._settings, self._client, names.group(self._node, self._settings.group_prefix))
+        incoming = Incoming(self._name(topic, self._node), config, self._topics, self._counters)
+        try:
+            yield incoming.batches(await incoming.receive())
+        finally:
+            await incoming.close()
+
+    async def flush(self) -> None:
+        await self.outgoing.idle()
+
+
+@asynccontextmanager
+async def open_bus(
+    settings: KafkaSettings, node: Node, message_size: int, counters: Counters
+) -> AsyncIterator[KafkaBus]:
+    """This node's bus; `message_size` is what a text may take, in bytes. Kafka may be away: `subscribe` waits for it.
+
+    A setting of librdkafka that cannot be: ConfigError. When the producer cannot be kept alive: BusUnavailable.
+    """
+    largest = max(RECORD_AT_LEAST, 6 * message_size + (64 << 10))  # in JSON a character may take six bytes
+    bus = KafkaBus(settings, node, largest, counters)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bus.outgoing.run)
+            yield bus
+            nursery.cancel_scope.cancel()
+    finally:
+        await bus.outgoing.close()

@@ -1,0 +1,234 @@
+"""One topic of this node: the thread that reads it, and its batches for the loop.
+
+The node assigns itself the partitions, so there is no group to balance; the group only keeps the offsets. Where to
+begin is asked before the assignment and again after an error, for a broker that has just started may not know it yet.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Final, cast
+
+import trio
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from yanchat import failpoint
+from yanchat.backends.kafka.clients import Complaints, Config, make, refusal
+from yanchat.backends.kafka.topics import Topics
+from yanchat.errors import BusUnavailable, ConfigError
+from yanchat.ports import Batch
+from yanchat.protocol import records
+from yanchat.protocol.records import Record
+from yanchat.telemetry import Counters
+
+BATCH: Final = 500
+AHEAD: Final = 4
+"""Batches that may wait for the loop; then the thread stops reading."""
+POLL_SECONDS: Final = 0.2
+ASK_SECONDS: Final = 3.0
+AGAIN_AFTER: Final = 0.3
+FATAL_AT_MOST: Final = 3
+CLOSED_WITHIN: Final = 3.0
+
+
+class KafkaBatch(Batch):
+    def __init__(self, topic: Incoming, known: list[Record], unreadable: int, ends: dict[int, int], caught_up: bool):
+        self._topic, self._ends = topic, ends
+        self.records, self.unreadable, self.caught_up = known, unreadable, caught_up
+
+    async def commit(self) -> None:
+        if self._ends:
+            failpoint.hit("offset-commit")
+            self._topic.done(self._ends)
+
+
+class Incoming:
+    """Made and used on the trio loop; the first batch comes when the partitions are assigned."""
+
+    def __init__(self, topic: str, config: Config, topics: Topics, counters: Counters) -> None:
+        self._topic, self._topics, self._counters = topic, topics, counters
+        self._config = {**config, "error_cb": self._on_error}
+        self._consumer = make(Consumer, self._config)
+        self._next: dict[int, int] = {}
+        """The offset of each partition that is handed over next."""
+        self._ends: dict[int, int] = {}
+        """Where each partition ended at the subscription."""
+        self._done: deque[dict[int, int]] = deque()
+        """What the loop has done; only the thread touches the consumer, whose calls wait for each other."""
+        self._refused: ConfigError | None = None
+        self._complain = Complaints()
+        self._room = threading.Semaphore(AHEAD)
+        self._closing = False
+        self._token = trio.lowlevel.current_trio_token()
+        self._send, self._receive = trio.open_memory_channel[KafkaBatch | Exception](AHEAD + 2)
+        self._thread = threading.Thread(target=self._serve, name=f"kafka {topic}", daemon=True)
+        self._thread.start()
+
+    async def batches(self, first: KafkaBatch) -> AsyncIterator[Batch]:
+        """`first`, then what comes. Raises BusUnavailable when the topic cannot be read any more."""
+        yield first
+        while True:
+            batch = await self.receive()
+            self._room.release()
+            self._counters.bus_unreadable += batch.unreadable
+            yield batch
+
+    async def receive(self) -> KafkaBatch:
+        """The next batch. Raises ConfigError when Kafka refuses this node."""
+        batch = await self._receive.receive()
+        if isinstance(batch, Exception):
+            raise batch
+        return batch
+
+    def done(self, ends: dict[int, int]) -> None:
+        """Everything before these offsets need not be read again. The broker hears of it within seconds."""
+        self._done.append(ends)
+
+    async def close(self) -> None:
+        """Stop reading; what is done is committed, if the broker is there."""
+        self._closing = True
+        self._room.release()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._thread.join, CLOSED_WITHIN)
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+    def _serve(self) -> None:
+        fatal = 0
+        while not self._closing:
+            try:
+                self._assign()
+                self._read()
+            except KafkaException as exception:
+                error: KafkaError = exception.args[0]
+                self._complain("bus.consumer", error)
+                if error.fatal():
+                    fatal += 1
+                    self._replace()
+                if fatal == FATAL_AT_MOST:
+                    self._hand(BusUnavailable(f"Kafka's consumer fails again and again: {error.str()}."))
+                    break
+                time.sleep(AGAIN_AFTER)
+            except Exception as error:
+                self._hand(error)
+                break
+        self._store()
+        with suppress(KafkaException, RuntimeError):
+            self._consumer.close()
+
+    def _assign(self) -> None:
+        began = bool(self._ends)
+        try:
+            starts = self._starts()
+        except KafkaException as exception:
+            self._consumer.poll(0)  # for `_on_error`, which knows better why nobody answers
+            refused = self._refused or refusal(exception.args[0])
+            if refused is not None and not began:
+                raise refused from None
+            raise
+        self._consumer.assign([TopicPartition(self._topic, partition, start) for partition, start in starts.items()])
+        self._next = starts
+        if not began:
+            self._hand(KafkaBatch(self, [], 0, {}, self._caught_up()))
+
+    def _starts(self) -> dict[int, int]:
+        """Where to go on in each partition: behind what was handed over, else what was committed, else at the first."""
+        partitions = self._topics.partitions(self._consumer, self._topic)
+        places = [TopicPartition(self._topic, partition) for partition in partitions]
+        marks = {}
+        for place in places:
+            marks[place.partition] = self._consumer.get_watermark_offsets(place, timeout=ASK_SECONDS)
+            if marks[place.partition] is None:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the broker does not say where the topic ends"))
+        starts = dict(self._next)
+        if not all(partition in starts for partition in partitions):
+            for place in self._consumer.committed(places, timeout=ASK_SECONDS):
+                if place.error is not None:
+                    raise KafkaException(place.error)
+                starts.setdefault(place.partition, place.offset)
+        if not self._ends:
+            self._ends = {partition: high for partition, (_, high) in marks.items()}
+        return {
+            partition: starts[partition] if low <= starts[partition] <= high else low
+            for partition, (low, high) in marks.items()
+        }
+
+    def _read(self) -> None:
+        while not self._closing:
+            self._room.acquire()
+            try:
+                messages = self._poll()
+            except BaseException:
+                self._room.release()
+                raise
+            batch, error = self._batch(messages)
+            self._hand(batch)
+            if error is not None:
+                raise KafkaException(error)
+
+    def _poll(self) -> list[Message]:
+        """What is there; the first is waited for, for the others nobody waits."""
+        while not self._closing:
+            self._store()
+            first = self._consumer.poll(POLL_SECONDS)
+            if first is not None:
+                return [first, *self._consumer.consume(BATCH - 1, 0)]
+        return []
+
+    def _store(self) -> None:
+        """Let librdkafka commit what is done, in its own time."""
+        ends: dict[int, int] = {}
+        while self._done:
+            ends.update(self._done.popleft())
+        offsets = [TopicPartition(self._topic, partition, offset) for partition, offset in ends.items()]
+        if offsets:
+            with suppress(KafkaException):  # not assigned at this moment: it is read again, once
+                self._consumer.store_offsets(offsets=offsets)
+
+    def _batch(self, messages: list[Message]) -> tuple[KafkaBatch, KafkaError | None]:
+        """The records among the messages, and the last error: librdkafka reports those in the same way."""
+        known, unreadable, ends, last_error = [], 0, {}, None
+        for message in messages:
+            error, partition, offset = message.error(), message.partition(), message.offset()
+            if error is not None:
+                last_error = error if error.code() != KafkaError._PARTITION_EOF else last_error
+            elif partition is not None and offset is not None:
+                record = _record(message)
+                if record is None:
+                    unreadable += 1
+                else:
+                    known.append(record)
+                self._next[partition] = ends[partition] = offset + 1
+        return KafkaBatch(self, known, unreadable, ends, self._caught_up()), last_error
+
+    def _caught_up(self) -> bool:
+        return all(self._next.get(partition, 0) >= end for partition, end in self._ends.items())
+
+    def _replace(self) -> None:
+        with suppress(KafkaException, RuntimeError):
+            self._consumer.close()
+        self._consumer = make(Consumer, self._config)
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._refused = self._refused or refusal(error)
+        self._complain("bus.consumer", error)
+
+    def _hand(self, item: KafkaBatch | Exception) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._put, item)
+
+    def _put(self, item: KafkaBatch | Exception) -> None:
+        with suppress(trio.BrokenResourceError):
+            self._send.send_nowait(item)
+
+
+def _record(message: Message) -> Record | None:
+    pairs = cast(list[tuple[str, bytes | None]], message.headers() or [])
+    try:
+        headers = {key: value.decode() for key, value in pairs if value is not None}
+    except UnicodeDecodeError:
+        return None
+    return records.decode(headers, message.value() or b"")

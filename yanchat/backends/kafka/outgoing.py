@@ -1,0 +1,154 @@
+"""The producer and the thread that polls it. What the broker says of each record goes to the loop in batches.
+
+A fatal error makes a new producer; what was under way then counts as perhaps not stored. When fatal errors follow each
+other, `run` raises BusUnavailable.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Final
+
+import structlog
+import trio
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from yanchat.backends.kafka.clients import Complaints, Config, make
+from yanchat.errors import BusUnavailable
+
+POLL_SECONDS: Final = 0.1
+FATAL_AT_MOST, FATAL_WITHIN = 3, 60.0
+CLOSED_WITHIN: Final = 1.0
+Sent = tuple[str, str | None, bytes, dict[str, str | bytes | None]]
+"""Topic, key, value and headers of one record."""
+
+
+class _Parcel:
+    """The records of one call: how many are under way, and whether all have been stored so far."""
+
+    __slots__ = ("ok", "open", "stored")
+
+    def __init__(self, stored: Callable[[bool], None] | None) -> None:
+        self.open, self.ok, self.stored = 0, True, stored
+
+
+class Outgoing:
+    """Made and used on the trio loop; `run` serves the delivery reports there."""
+
+    def __init__(self, config: Config, failed: Callable[[str], None]) -> None:
+        self._config = {**config, "error_cb": self._on_error}
+        self._producer = make(Producer, self._config)
+        self._failed, self._complain = failed, Complaints()
+        self._reports: deque[tuple[_Parcel, KafkaError | None]] = deque()
+        self._open = 0
+        self._wake, self._idle = trio.Event(), trio.Event()
+        self._idle.set()
+        self._closing = False
+        self._fatal: KafkaError | None = None
+        self._fatal_at: deque[float] = deque(maxlen=FATAL_AT_MOST)
+        self._given_up: str | None = None
+        self._token = trio.lowlevel.current_trio_token()
+        self._thread = threading.Thread(target=self._poll, name="kafka-producer", daemon=True)
+        self._thread.start()
+
+    def send(self, records: Iterable[Sent], stored: Callable[[bool], None] | None) -> None:
+        """Queue records. `stored` is called once, from `run`."""
+        parcel = _Parcel(stored)
+
+        def report(error: KafkaError | None, _: Any) -> None:
+            self._reports.append((parcel, error))
+
+        for topic, key, value, headers in records:
+            parcel.open += 1
+            try:
+                self._producer.produce(topic, value, key, on_delivery=report, headers=headers)
+            except BufferError:
+                self._refuse(parcel, KafkaError(KafkaError._QUEUE_FULL))
+            except KafkaException as error:
+                self._refuse(parcel, error.args[0])
+        if not parcel.open and stored is not None:
+            stored(True)
+        self._open += parcel.open
+        if self._open and self._idle.is_set():
+            self._idle = trio.Event()
+
+    def _refuse(self, parcel: _Parcel, error: KafkaError) -> None:
+        self._reports.append((parcel, error))
+        self._rouse()
+
+    async def run(self) -> None:
+        """Say what has become of records, as long as the bus is open."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            failures: dict[str, int] = {}
+            while self._reports:
+                parcel, error = self._reports.popleft()
+                if error is not None:
+                    parcel.ok = False
+                    failures[error.str()] = failures.get(error.str(), 0) + 1
+                parcel.open -= 1
+                self._open -= 1
+                if not parcel.open and parcel.stored is not None:
+                    parcel.stored(parcel.ok)
+            for reason, records in failures.items():
+                structlog.get_logger().warning("bus.not_stored", reason=reason, records=records)
+                self._failed(reason)
+            if not self._open:
+                self._idle.set()
+            if self._given_up is not None:
+                raise BusUnavailable(f"Kafka's producer fails again and again: {self._given_up}; look at the brokers.")
+
+    async def idle(self) -> None:
+        """Wait until nothing is under way."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Give up what is still under way; `idle` before, bounded, is what waits for it."""
+        self._closing = True
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._thread.join)
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+    def _poll(self) -> None:
+        while not self._closing:
+            if self._producer.poll(POLL_SECONDS):
+                self._tell()
+            if self._fatal is not None:
+                self._replace(self._fatal)
+        _discard(self._producer)
+
+    def _tell(self) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._rouse, idempotent=True)
+
+    def _rouse(self) -> None:
+        self._wake.set()
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._fatal = error
+        else:
+            self._complain("bus.producer", error)
+
+    def _replace(self, error: KafkaError) -> None:
+        structlog.get_logger().error("bus.producer_replaced", error=error.str())
+        old, self._fatal = self._producer, None
+        self._fatal_at.append(time.monotonic())
+        if len(self._fatal_at) == FATAL_AT_MOST and self._fatal_at[-1] - self._fatal_at[0] < FATAL_WITHIN:
+            self._given_up = error.str()
+        else:
+            self._producer = make(Producer, self._config)
+        _discard(old)
+        self._tell()
+
+
+def _discard(producer: Producer) -> None:
+    """Report all that is under way as failed, so that nothing waits for it, and let go of the client."""
+    with suppress(KafkaException):
+        producer.purge()
+    producer.flush(CLOSED_WITHIN)
