@@ -22,8 +22,7 @@ import trio
 
 from yanchat import __version__, failpoint
 from yanchat.admin.server import serve_admin
-from yanchat.backends.sqlite.bus import open_bus
-from yanchat.backends.sqlite.cluster import open_cluster
+from yanchat.backends import open_backends
 from yanchat.backends.sqlite.store import Store, open_store
 from yanchat.config import Settings
 from yanchat.errors import AddressTaken, ConfigError, YanchatError
@@ -58,8 +57,7 @@ async def serve(settings: Settings, state: Path, ready: Callable[[str], None]) -
             counters = Counters()
             async with (
                 open_store(directory / "node.db", settings.limits.disk_reserve) as store,
-                open_cluster(state, LEASE) as (cluster, registry),
-                open_bus(cluster, state, node, counters) as bus,
+                open_backends(settings, state, node, LEASE, counters) as (registry, bus),
                 _stop_on_signals() as stopping,
             ):
                 incarnation = f"{rng.getrandbits(64):016x}"

@@ -115,7 +115,7 @@ def _from_environment(
             continue
         section, _, key = variable.removeprefix(PREFIX).lower().partition("_")
         known = fields_of(section)
-        if key not in known:
+        if key not in known or key == "librdkafka":
             warnings.append(f"{variable} is not a setting of yanchat and is ignored.")
             continue
         values.setdefault(section, {})[key] = _convert(section, key, text, variable)
@@ -145,6 +145,10 @@ def _allowed(kind: Any) -> str:
     """The values of a setting's type, for people."""
     if typing.get_origin(kind) is Literal:
         return " or ".join(repr(value) for value in typing.get_args(kind))
+    if typing.get_origin(kind) is dict:
+        return "a table of its own in the file"
+    if typing.get_origin(kind) is dict:
+        return "a table of texts, numbers, true and false"
     bare, *metas = typing.get_args(kind) if typing.get_origin(kind) is typing.Annotated else (kind,)
     least = next((meta.ge for meta in metas if meta.ge is not None), None)
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -193,7 +197,7 @@ class _Lines:
         for number, line in enumerate(self._lines, 1):
             if match := re.match(r"\s*\[\s*\"?([^\]\"]*?)\"?\s*\]", line):
                 inside = match[1].split(".")[0].strip() == section
-                if inside and key is None:
+                if inside and (key is None or match[1].replace(" ", "") == f"{section}.{key}"):
                     return f"{self._file}:{number}"
             elif (key is not None and inside and re.match(rf"\s*\"?{re.escape(key)}\"?\s*[=.]", line)) or (
                 not inside and re.match(rf"\s*{re.escape(section)}\s*[=.]", line)
@@ -213,9 +217,11 @@ def _check(settings: Settings, origins: Mapping[tuple[str, str], str]) -> None:
         raise wrong("redelivery", "first", "must be more than 0s.")
     if redelivery.longest < redelivery.first:
         raise wrong("redelivery", "longest", "must not be less than redelivery.first.")
-    if redelivery.keep <= redelivery.lifetime + BUS_RETENTION:
+    cluster = settings.node.profile == "cluster"
+    if redelivery.keep <= redelivery.lifetime + (settings.kafka.retention if cluster else BUS_RETENTION):
         key = "keep" if ("redelivery", "keep") in origins else "lifetime"
-        raise wrong("redelivery", key, "is not possible: keep must be more than lifetime + 7d, the bus's retention.")
+        retention = "kafka.retention" if cluster else "7d, the bus's retention"
+        raise wrong("redelivery", key, f"is not possible: keep must be more than lifetime + {retention}.")
     if limits.message_size < 1 or limits.message_size > 16 << 20:
         raise wrong("limits", "message_size", "must be 1B to 16MiB.")
     if limits.outgoing_buffer < limits.message_size:
