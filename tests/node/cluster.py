@@ -35,6 +35,8 @@ class Cluster:
 
     def __init__(self, nursery: trio.Nursery, settings: Settings, seed: int) -> None:
         self.nursery, self.settings = nursery, settings
+        self.pace = 1.0
+        """How slow everything between the parts is."""
         self.registry = MemoryRegistry(trio.current_time, LEASE)
         self.bus = MemoryBus()
         self.rng = random.Random(seed)
@@ -58,10 +60,12 @@ class RunningNode:
     """One life of a node."""
 
     def __init__(self, cluster: Cluster, name: str) -> None:
-        self.cluster, self.name = cluster, Node(f"{name}:1")
+        self.cluster, self.short, self.name = cluster, name, Node(f"{name}:1")
+        self.gone = True
+        """Not started yet, or crashed."""
         self.store = cluster.stores[name]
         self.registry: RegistryView = cluster.registry.view()
-        self.registry.takes = 0.0005
+        self.registry.takes = 0.0005 * cluster.pace
         self.counters = Counters()
         self.clients: list[Client] = []
         self.work: Assembly
@@ -75,7 +79,7 @@ class RunningNode:
         record = NodeRecord(self.name, incarnation, self.store.store_id, f"ws://{self.name}/ws", clock.wall(), "test")
         with self._scope:
             async with cluster.bus.connect(self.name) as self.bus:
-                self.bus.takes = 0.0005
+                self.bus.takes = 0.0005 * cluster.pace
                 self.work = await assemble(
                     record,
                     cluster.settings,
@@ -88,15 +92,17 @@ class RunningNode:
                 )
                 async with trio.open_nursery() as nursery:
                     await nursery.start(self.work.run)
+                    self.gone = False
                     task_status.started()
                     await trio.sleep_forever()
 
     def crash(self) -> None:
         """As kill -9: nothing is said to anybody, nothing is finished; the clients' connections break."""
+        self.gone = True
         self._scope.cancel()
         for client in self.clients:
             client.broken = True
-            client.connected = False
+            client.hang_up()
 
     async def login(self, openid: str, **behaviour: Any) -> Client:
         """A user's client, connected; its hello comes when the registry has been asked."""
@@ -115,8 +121,9 @@ class Client:
     def __init__(self, node: RunningNode, openid: OpenId, *, acks: bool = True, half_open: bool = False) -> None:
         self.openid, self.acks, self.half_open = openid, acks, half_open
         self.connected, self.broken = True, False
+        self.heard: Callable[[client_frames.Frame], None] = lambda frame: None
+        self.hung_up: Callable[[], None] = lambda: None
         self.frames: list[client_frames.Frame] = []
-        self.received_at: dict[str, float] = {}
         self._wire_in, self._wire_out = trio.open_memory_channel[tuple[float, bytes | str]](10_000)
         self._news = trio.Event()
         self.session: Session = node.work.reception.enter(openid, openid, "test", self)
@@ -145,16 +152,16 @@ class Client:
                 self._take(client_frames.decode(frame))
             elif frame.startswith("close"):
                 self.leave()
+                self.hung_up()
             else:
                 await trio.sleep(WIRE)
                 self.session.pong(frame.encode())
 
     def _take(self, frame: client_frames.Frame) -> None:
         self.frames.append(frame)
-        if isinstance(frame, Message):
-            self.received_at.setdefault(frame.text, trio.current_time())
-            if self.acks:
-                self.ack(frame)
+        self.heard(frame)
+        if isinstance(frame, Message) and self.acks:
+            self.ack(frame)
         self._news.set()
 
     def ack(self, message: Message) -> None:
@@ -173,6 +180,12 @@ class Client:
         self.connected = False
         if not self.broken:
             self.session.end()
+
+    def hang_up(self) -> None:
+        """The node has gone."""
+        if self.connected:
+            self.connected = False
+            self.hung_up()
 
     # -- what it has seen ----------------------------------------------------------------------------------------------
     @property
@@ -215,6 +228,7 @@ async def open_cluster(
     window: int = 8,
     sessions: str = "multi",
     limits: LimitSettings | None = None,
+    pace: float = 1.0,
     redelivery: RedeliverySettings | None = None,
     seed: int = 1,
 ) -> AsyncIterator[Cluster]:
@@ -226,6 +240,7 @@ async def open_cluster(
     )
     async with trio.open_nursery() as nursery:
         cluster = Cluster(nursery, settings, seed)
+        cluster.pace = pace
         for name in names:
             await cluster.start(name)
         yield cluster
