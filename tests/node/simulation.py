@@ -61,6 +61,7 @@ class User:
         self.since[client] = trio.current_time()
         node.cluster.nursery.start_soon(client.run)
         for text, to in list(self.unanswered.items()):  # the same request again: the same message
+            self.world.resent.add(text)  # two nodes may have it now, and each tells
             client.write(to, text, text)
 
     def hung_up(self, client: Client) -> None:
@@ -99,8 +100,6 @@ class User:
         elif isinstance(frame, Receipt) and frame.status == 200:
             self.receipted(frame.request_id, frame.message_id)
         elif isinstance(frame, Settled):
-            if world.calm and any(other is client for other, _ in self.told[frame.message_id, frame.recipient]):
-                world.problem(f"{self.name} was told twice of {frame.message_id} on one session")
             self.told[frame.message_id, frame.recipient].append((client, frame.status))
 
     def there_since(self, text: str) -> float:
@@ -122,6 +121,7 @@ class World:
         self.faulty, self.count = False, 0
         self.problems: list[str] = []
         self.ids: dict[str, str] = {}
+        self.resent: set[str] = set()
         self.texts: dict[str, str] = {}
         self.cluster: Cluster
 
@@ -236,6 +236,9 @@ class World:
                 self.problem(f"{user.name} has no answer for {list(user.unanswered)[:3]}")
             self.check_arrivals(user)
             for (message_id, to), notices in user.told.items():
+                once = self.calm and self.texts.get(message_id) not in self.resent
+                if once and len(notices) > len({client for client, _ in notices}):
+                    self.problem(f"{user.name} was told twice of {message_id} on one session")
                 if self.texts.get(message_id) not in by_name[to].got:
                     self.problem(f"{user.name} was told of {message_id}, but {to} never got it")
                 if any(status != 200 for _, status in notices):
