@@ -66,11 +66,14 @@ class Registry(ABC):
 
     @abstractmethod
     async def nodes(self) -> list[NodeRecord]:
-        """All nodes that are known, with `age` and `sessions`; a lapsed one has the state `dead`."""
+        """All nodes that are known, with `age` and `sessions`.
+
+        A lapsed one has the state `dead`, and what else it had said of itself may be forgotten.
+        """
 
     @abstractmethod
     async def forget(self, record: NodeRecord) -> None:
-        """Remove a dead node's record, if it is still this incarnation's and still dead."""
+        """Remove a dead node's record, if the node is still dead."""
 
     @abstractmethod
     async def claim(self, sessions: Sequence[SessionRecord]) -> list[bool]:

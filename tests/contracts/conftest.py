@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.contracts.backends import BUSES, CLUSTERS, TABLES, Buses, Cluster, Store, Table
+from tests.contracts.services import KafkaBuses, redis_cluster
 from yanchat.ports import Registry
 
 
@@ -22,9 +25,16 @@ async def store(table: Table) -> AsyncIterator[Store]:
         yield opened
 
 
-@pytest.fixture(params=CLUSTERS)
-async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
-    async with CLUSTERS[request.param](tmp_path) as opened:
+@pytest.fixture(params=[*CLUSTERS, "redis"])
+def make_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], AbstractAsyncContextManager[Cluster]]:
+    if request.param == "redis":
+        return partial(redis_cluster, request.getfixturevalue("redis_url"), request.getfixturevalue("prefix"))
+    return partial(CLUSTERS[request.param], tmp_path)
+
+
+@pytest.fixture
+async def cluster(make_cluster: Callable[[], AbstractAsyncContextManager[Cluster]]) -> AsyncIterator[Cluster]:
+    async with make_cluster() as opened:
         yield opened
 
 
@@ -33,6 +43,8 @@ def registry(cluster: Cluster) -> Registry:
     return cluster.first
 
 
-@pytest.fixture(params=BUSES)
+@pytest.fixture(params=[*BUSES, "kafka"])
 def buses(request: pytest.FixtureRequest, tmp_path: Path) -> Buses:
+    if request.param == "kafka":
+        return KafkaBuses(request.getfixturevalue("kafka_brokers"), request.getfixturevalue("prefix"))
     return BUSES[request.param](tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 import trio
@@ -55,7 +55,8 @@ class KafkaBus(Bus):
         config = consumer_config(self._settings, self._client, names.group(self._node, self._settings.group_prefix))
         incoming = Incoming(self._name(topic, self._node), config, self._topics, self._counters)
         try:
-            yield incoming.batches(await incoming.receive())
+            async with aclosing(incoming.batches(await incoming.receive())) as batches:
+                yield batches
         finally:
             await incoming.close()
 

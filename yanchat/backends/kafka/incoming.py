@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Final, cast
 
@@ -59,6 +59,7 @@ class Incoming:
         """Where each partition ended at the subscription."""
         self._done: deque[dict[int, int]] = deque()
         """What the loop has done; only the thread touches the consumer, whose calls wait for each other."""
+        self._stored: dict[int, int] = {}
         self._refused: ConfigError | None = None
         self._complain = Complaints()
         self._room = threading.Semaphore(AHEAD)
@@ -68,7 +69,7 @@ class Incoming:
         self._thread = threading.Thread(target=self._serve, name=f"kafka {topic}", daemon=True)
         self._thread.start()
 
-    async def batches(self, first: KafkaBatch) -> AsyncIterator[Batch]:
+    async def batches(self, first: KafkaBatch) -> AsyncGenerator[Batch]:
         """`first`, then what comes. Raises BusUnavailable when the topic cannot be read any more."""
         yield first
         while True:
@@ -130,7 +131,7 @@ class Incoming:
                 raise refused from None
             raise
         self._consumer.assign([TopicPartition(self._topic, partition, start) for partition, start in starts.items()])
-        self._next = starts
+        self._next, self._stored = starts, {}
         if not began:
             self._hand(KafkaBatch(self, [], 0, {}, self._caught_up()))
 
@@ -180,12 +181,13 @@ class Incoming:
 
     def _store(self) -> None:
         """Let librdkafka commit what is done, in its own time."""
-        ends: dict[int, int] = {}
+        news = bool(self._done)
         while self._done:
-            ends.update(self._done.popleft())
-        offsets = [TopicPartition(self._topic, partition, offset) for partition, offset in ends.items()]
-        if offsets:
-            with suppress(KafkaException):  # not assigned at this moment: it is read again, once
+            for partition, offset in self._done.popleft().items():
+                self._stored[partition] = max(offset, self._stored.get(partition, 0))
+        if news:
+            offsets = [TopicPartition(self._topic, partition, offset) for partition, offset in self._stored.items()]
+            with suppress(KafkaException):  # not assigned at this moment: once more with the next
                 self._consumer.store_offsets(offsets=offsets)
 
     def _batch(self, messages: list[Message]) -> tuple[KafkaBatch, KafkaError | None]:

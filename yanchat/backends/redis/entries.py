@@ -28,6 +28,7 @@ class Entry(msgspec.Struct, frozen=True, rename="camel"):
             session.user_name,
             connected_at=session.connected_at,
             remote=session.remote,
+            stamp=session.stamp,
         )
 
     @staticmethod
@@ -35,9 +36,12 @@ class Entry(msgspec.Struct, frozen=True, rename="camel"):
         """Raises msgspec.DecodeError."""
         return _read(text)
 
+    def text(self) -> str:
+        return msgspec.json.encode(self).decode()
+
     def unstamped(self) -> str:
-        """As JSON without its stamp and its end: the server adds both."""
-        return msgspec.json.encode(self).decode().rpartition(',"stamp":')[0]
+        """The text without its stamp and its end: the server adds both."""
+        return self.text().rpartition(',"stamp":')[0]
 
     def record(self, session_id: SessionId, openid: OpenId) -> SessionRecord:
         return SessionRecord(

@@ -18,7 +18,7 @@ from yanchat import names
 from yanchat.backends.redis.connection import Command, Connection
 from yanchat.backends.redis.entries import Entry, node_fields, node_record
 from yanchat.backends.redis.pipelines import Pipelines, Rounds
-from yanchat.backends.redis.scripts import BEAT, CLAIM, JOIN, LEAVE, NODES, REAP, RENEW
+from yanchat.backends.redis.scripts import BEAT, CLAIM, JOIN, LEAVE, LIST, NODES, REAP, RENEW
 from yanchat.backends.redis.servers import connector, run_ids
 from yanchat.config import RedisSettings
 from yanchat.errors import AddressTaken, RegistryUnavailable
@@ -83,12 +83,11 @@ class RedisRegistry(Registry):
         return await self._ask(self._renew(record))
 
     def _renew(self, record: NodeRecord) -> Rounds[bool]:
-        renewed, _ = yield [
-            self._lua(RENEW, self._node_key(record.node), record.incarnation, *self._hash(record)),
-            self._lua(BEAT, self._nodes_key, record.node),
-        ]
+        (renewed,) = yield [self._lua(RENEW, self._node_key(record.node), record.incarnation, *self._hash(record))]
         if renewed < 0:
             raise AddressTaken(f"Another process serves as {record.node} now; this one stops.")
+        if renewed:
+            yield [self._lua(BEAT, self._nodes_key, record.node)]
         return bool(renewed)
 
     def _hash(self, record: NodeRecord) -> tuple[str | int, ...]:
@@ -147,8 +146,11 @@ class RedisRegistry(Registry):
 
     def _claim(self, sessions: Sequence[SessionRecord]) -> Rounds[list[bool]]:
         news: list[bool] = []
-        for chunk in _chunks(sessions):  # first the set: an entry that no set names would never be reaped
-            yield [("SADD", self._sessions_key(session.node), session.session_id) for session in chunk]
+        for chunk in _chunks(sessions):  # first the sets: an entry that none names would never be reaped
+            yield [
+                *(self._lua(LIST, self._nodes_key, node) for node in {session.node for session in chunk}),
+                *(("SADD", self._sessions_key(session.node), session.session_id) for session in chunk),
+            ]
             replies = yield [
                 self._lua(
                     CLAIM,
@@ -178,7 +180,7 @@ class RedisRegistry(Registry):
         dead = [session for session in sessions if live[session.node] != session.incarnation]  # and stays so
         for chunk in _chunks(dead):
             gone = yield [
-                self._lua(REAP, self._user_key(session.openid), session.session_id, session.incarnation)
+                self._lua(REAP, self._user_key(session.openid), session.session_id, Entry.of(session).text())
                 for session in chunk
             ]
             yield [

@@ -41,6 +41,12 @@ BEAT: Final = f"""
 return redis.call('ZADD', KEYS[1], now, ARGV[1])
 """
 
+LIST: Final = f"""
+-- KEYS[1] the sorted set of nodes; ARGV node. One that has entries stands in it, so that they can be found and reaped.
+{_NOW}
+return redis.call('ZADD', KEYS[1], 'NX', now, ARGV[1])
+"""
+
 NODES: Final = f"""
 -- KEYS[1] the sorted set of nodes. Returns the server's time and each node with its last heartbeat, in ms.
 {_NOW}
@@ -59,10 +65,12 @@ return 1
 """
 
 REAP: Final = """
--- KEYS[1] a user's hash; ARGV session id, incarnation. 1: the entry was this incarnation's and is removed.
+-- KEYS[1] a user's hash; ARGV session id, entry. 1: the entry stood so, as far as we know its parts, and is removed.
 local known = redis.call('HGET', KEYS[1], ARGV[1])
-if not known then return 0 end
-local readable, entry = pcall(cjson.decode, known)
-if readable and entry.incarnation ~= ARGV[2] then return 0 end
+local readable, entry = pcall(cjson.decode, known or '')
+if not readable then return 0 end
+for part, value in pairs(cjson.decode(ARGV[2])) do
+    if entry[part] ~= value then return 0 end
+end
 return redis.call('HDEL', KEYS[1], ARGV[1])
 """
