@@ -266,6 +266,8 @@ class World:
             if again and self.calm:
                 self.problem(f"{user.name} got {message.text} twice on one session")
             seen.add((client, message.message_id))
+            if message.text in self.resent:
+                continue
             line = client, self.origin(message), message.sender
             if self.calm and not again and message.order < last.get(line, ""):
                 self.problem(f"{user.name} got {message.text} from {message.sender} out of order")
