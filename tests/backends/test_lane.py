@@ -179,6 +179,8 @@ async def test_unhealthy_is_what_could_not_be_stored_not_what_was_refused(lane: 
     assert not lane.last_ok
     await lane.run(put(1))
     assert lane.last_ok
+    await run_together(lane, put(2), put(StoreUnavailable("nearly full")), put(3))
+    assert not lane.last_ok
 
 
 def len_of_kept(tape: Tape) -> int:
