@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
@@ -55,8 +55,8 @@ class KafkaBus(Bus):
         config = consumer_config(self._settings, self._client, names.group(self._node, self._settings.group_prefix))
         incoming = Incoming(self._name(topic, self._node), config, self._topics, self._counters)
         try:
-            async with aclosing(incoming.batches(await incoming.receive())) as batches:
-                yield batches
+            await incoming.assigned()
+            yield incoming
         finally:
             await incoming.close()
 

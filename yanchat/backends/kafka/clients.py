@@ -68,6 +68,7 @@ REFUSALS: Final = frozenset(
         KafkaError.POLICY_VIOLATION,
         KafkaError.INVALID_CONFIG,
         KafkaError.INVALID_PARTITIONS,
+        KafkaError.TOPIC_EXCEPTION,
     }
 )
 """Errors that no waiting mends."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Final, cast
 
@@ -32,6 +32,7 @@ POLL_SECONDS: Final = 0.2
 ASK_SECONDS: Final = 3.0
 AGAIN_AFTER: Final = 0.3
 FATAL_AT_MOST: Final = 3
+_TOPIC_GONE: Final = (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART)
 CLOSED_WITHIN: Final = 3.0
 
 
@@ -46,8 +47,8 @@ class KafkaBatch(Batch):
             self._topic.done(self._ends)
 
 
-class Incoming:
-    """Made and used on the trio loop; the first batch comes when the partitions are assigned."""
+class Incoming(AsyncIterator[Batch]):
+    """Made and used on the trio loop; the first batch comes when the partitions are assigned, and is empty."""
 
     def __init__(self, topic: str, config: Config, topics: Topics, counters: Counters) -> None:
         self._topic, self._topics, self._counters = topic, topics, counters
@@ -61,28 +62,31 @@ class Incoming:
         """What the loop has done; only the thread touches the consumer, whose calls wait for each other."""
         self._stored: dict[int, int] = {}
         self._refused: ConfigError | None = None
+        self._lost: KafkaError | None = None
         self._complain = Complaints()
         self._room = threading.Semaphore(AHEAD)
         self._closing = False
         self._token = trio.lowlevel.current_trio_token()
         self._send, self._receive = trio.open_memory_channel[KafkaBatch | Exception](AHEAD + 2)
+        self._first: KafkaBatch | Exception | None = None
         self._thread = threading.Thread(target=self._serve, name=f"kafka {topic}", daemon=True)
         self._thread.start()
 
-    async def batches(self, first: KafkaBatch) -> AsyncGenerator[Batch]:
-        """`first`, then what comes. Raises BusUnavailable when the topic cannot be read any more."""
-        yield first
-        while True:
-            batch = await self.receive()
-            self._room.release()
-            self._counters.bus_unreadable += batch.unreadable
-            yield batch
+    async def assigned(self) -> None:
+        """Wait until the first batch is there. Raises ConfigError when Kafka refuses this node."""
+        self._first = await self._receive.receive()
+        if isinstance(self._first, Exception):
+            raise self._first
 
-    async def receive(self) -> KafkaBatch:
-        """The next batch. Raises ConfigError when Kafka refuses this node."""
-        batch = await self._receive.receive()
+    async def __anext__(self) -> Batch:
+        """The next batch; cancelled, none is lost. Raises BusUnavailable when the topic cannot be read any more."""
+        batch, self._first = self._first, None
+        if batch is None:
+            batch = await self._receive.receive()
+            self._room.release()
         if isinstance(batch, Exception):
             raise batch
+        self._counters.bus_unreadable += batch.unreadable
         return batch
 
     def done(self, ends: dict[int, int]) -> None:
@@ -175,6 +179,9 @@ class Incoming:
         while not self._closing:
             self._store()
             first = self._consumer.poll(POLL_SECONDS)
+            if self._lost is not None:
+                error, self._lost = self._lost, None
+                raise KafkaException(error)
             if first is not None:
                 return [first, *self._consumer.consume(BATCH - 1, 0)]
         return []
@@ -216,6 +223,8 @@ class Incoming:
 
     def _on_error(self, error: KafkaError) -> None:
         self._refused = self._refused or refusal(error)
+        if error.code() in _TOPIC_GONE:
+            self._lost = error
         self._complain("bus.consumer", error)
 
     def _hand(self, item: KafkaBatch | Exception) -> None:

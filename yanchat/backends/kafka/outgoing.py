@@ -17,7 +17,7 @@ import structlog
 import trio
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from yanchat.backends.kafka.clients import Complaints, Config, make
+from yanchat.backends.kafka.clients import Complaints, Config, make, refusal
 from yanchat.errors import BusUnavailable
 
 POLL_SECONDS: Final = 0.1
@@ -50,7 +50,7 @@ class Outgoing:
         self._closing = False
         self._fatal: KafkaError | None = None
         self._fatal_at: deque[float] = deque(maxlen=FATAL_AT_MOST)
-        self._given_up: str | None = None
+        self._given_up: Exception | None = None
         self._token = trio.lowlevel.current_trio_token()
         self._thread = threading.Thread(target=self._poll, name="kafka-producer", daemon=True)
         self._thread.start()
@@ -101,7 +101,7 @@ class Outgoing:
             if not self._open:
                 self._idle.set()
             if self._given_up is not None:
-                raise BusUnavailable(f"Kafka's producer fails again and again: {self._given_up}; look at the brokers.")
+                raise self._given_up
 
     async def idle(self) -> None:
         """Wait until nothing is under way."""
@@ -115,12 +115,22 @@ class Outgoing:
 
     # -- the thread ----------------------------------------------------------------------------------------------------
     def _poll(self) -> None:
-        while not self._closing:
+        try:
+            while not (self._closing or self._given_up):
+                self._poll_once()
+        except Exception as error:
+            self._given_up = error
+        _discard(self._producer)
+        self._tell()
+
+    def _poll_once(self) -> None:
+        try:
             if self._producer.poll(POLL_SECONDS):
                 self._tell()
-            if self._fatal is not None:
-                self._replace(self._fatal)
-        _discard(self._producer)
+        except KafkaException as exception:  # a fatal error comes out of here as well
+            self._on_error(exception.args[0])
+        if self._fatal is not None:
+            self._replace(self._fatal)
 
     def _tell(self) -> None:
         with suppress(trio.RunFinishedError):
@@ -136,19 +146,22 @@ class Outgoing:
             self._complain("bus.producer", error)
 
     def _replace(self, error: KafkaError) -> None:
-        structlog.get_logger().error("bus.producer_replaced", error=error.str())
-        old, self._fatal = self._producer, None
+        structlog.get_logger().error("bus.producer_failed", error=error.str())
+        self._fatal = None
         self._fatal_at.append(time.monotonic())
         if len(self._fatal_at) == FATAL_AT_MOST and self._fatal_at[-1] - self._fatal_at[0] < FATAL_WITHIN:
-            self._given_up = error.str()
+            self._given_up = refusal(error) or BusUnavailable(
+                f"Kafka's producer fails again and again: {error.str()}; look at the brokers."
+            )
         else:
-            self._producer = make(Producer, self._config)
-        _discard(old)
-        self._tell()
+            old, self._producer = self._producer, make(Producer, self._config)
+            _discard(old)
+            self._tell()
 
 
 def _discard(producer: Producer) -> None:
     """Report all that is under way as failed, so that nothing waits for it, and let go of the client."""
     with suppress(KafkaException):
         producer.purge()
-    producer.flush(CLOSED_WITHIN)
+    with suppress(KafkaException):
+        producer.flush(CLOSED_WITHIN)

@@ -10,9 +10,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from yanchat.backends.kafka.clients import Config, make, refusal
+from yanchat.backends.kafka.clients import Config, make
 from yanchat.config import KafkaSettings
-from yanchat.errors import ConfigError
 
 ASK_SECONDS: Final = 3.0
 KNOWN_WITHIN: Final = 10.0
@@ -27,7 +26,7 @@ class Topics:
         self._settings, self._config, self._largest = settings, config, largest
 
     def partitions(self, consumer: Consumer, name: str) -> list[int]:
-        """The topic's partitions, after it has been made if need be. Raises KafkaException, ConfigError; blocks."""
+        """The topic's partitions, after it has been made if need be. Raises KafkaException; blocks."""
         found = _partitions(consumer, name)
         if found is None:
             self._create(name)
@@ -57,14 +56,8 @@ class Topics:
             structlog.get_logger().info("bus.topic_made", topic=name)
         except KafkaException as exception:
             error: KafkaError = exception.args[0]
-            if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
-                return
-            if refusal(error) is not None:
-                raise ConfigError(
-                    f"Kafka does not let this node make its topic {name}: {error.str()}"
-                    " Make it by hand, allow it, or change [kafka]."
-                ) from None
-            raise
+            if error.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise _of_topic(name, "cannot be made", error) from None
 
 
 def _partitions(consumer: Consumer, name: str) -> list[int] | None:
@@ -72,8 +65,12 @@ def _partitions(consumer: Consumer, name: str) -> list[int] | None:
     if found.error is not None:
         if found.error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
             return None
-        raise KafkaException(found.error)
+        raise _of_topic(name, "cannot be read", found.error)
     return sorted(found.partitions) or None
+
+
+def _of_topic(name: str, what: str, error: KafkaError) -> KafkaException:
+    return KafkaException(KafkaError(error.code(), f"topic {name} {what}: {error.str().strip().rstrip('.')}"))
 
 
 def _ms(seconds: float) -> str:

@@ -1,0 +1,366 @@
+"""What is peculiar to the bus on Kafka: its topics, settings and errors, and a broker that comes and goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from msgspec.structs import replace
+
+from tests.contracts.examples import BOB, HERE, THERE, message
+from tests.services import KafkaBroker
+from yanchat.backends.kafka.bus import KafkaBus, open_bus
+from yanchat.config import KafkaSettings
+from yanchat.errors import BusUnavailable, ConfigError, YanchatError
+from yanchat.model import Node, SessionId
+from yanchat.ports import Batch
+from yanchat.protocol.records import Pull, Push, Record
+from yanchat.telemetry import Counters
+
+PATIENCE = 60.0
+GUEST: dict[str, str | int | float | bool] = {
+    "security.protocol": "SASL_PLAINTEXT",
+    "sasl.mechanism": "PLAIN",
+    "sasl.username": "guest",
+    "sasl.password": "no secret",
+}
+
+
+def settings(brokers: str, prefix: str, **more: Any) -> KafkaSettings:
+    return replace(
+        KafkaSettings(
+            brokers=tuple(brokers.split(",")),
+            topic_prefix=f"{prefix}websocket-",
+            ack_topic_prefix=f"{prefix}netty-ack-",
+            group_prefix=f"{prefix}group",
+        ),
+        **more,
+    )
+
+
+@asynccontextmanager
+async def opened(settings: KafkaSettings, node: Node = HERE) -> AsyncIterator[KafkaBus]:
+    """A bus; what goes wrong comes out bare."""
+    try:
+        async with open_bus(settings, node, 1 << 16, Counters()) as bus:
+            yield bus
+    except* YanchatError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+def pull(number: int) -> Pull:
+    return Pull(HERE, BOB, SessionId(f"s{number}"))
+
+
+async def take(batches: AsyncIterator[Batch], number: int) -> list[Record]:
+    found: list[Record] = []
+    with trio.fail_after(PATIENCE):
+        while len(found) < number:
+            batch = await anext(batches)
+            found += batch.records
+            await batch.commit()
+    return found
+
+
+async def until(true: Callable[[], bool]) -> None:
+    with trio.fail_after(PATIENCE):
+        while not true():
+            await trio.sleep(0.02)
+
+
+# -- topics ------------------------------------------------------------------------------------------------------------
+async def test_a_record_is_what_a_console_consumer_expects(kafka_brokers: str, prefix: str) -> None:
+    """Topic, key, headers and JSON are the protocol's, and any Kafka tool reads them."""
+    (envelope,) = message(1)
+    async with opened(settings(kafka_brokers, prefix)) as bus, bus.subscribe("message"):
+        bus.incarnation = "i1"
+        bus.publish(HERE, [Push(THERE, envelope, (SessionId("s1"), SessionId("s2")), "first", False)])
+        with trio.fail_after(PATIENCE):
+            await bus.flush()
+    reader = Consumer({"bootstrap.servers": kafka_brokers, "group.id": prefix})
+    reader.assign([TopicPartition(f"{prefix}websocket-127-0-0-1-8001", 0, 0)])
+    found = reader.poll(PATIENCE)
+    reader.close()
+    assert found is not None
+    assert found.key() == b"bob"
+    headers: Any = found.headers()
+    assert dict(headers) == {
+        "kind": b"message",
+        "origin": THERE.encode(),
+        "incarnation": b"i1",
+        "sessions": b"s1,s2",
+        "cause": b"first",
+    }
+    assert json.loads(found.value() or b"")["msg"]["params"]["message"] == "hello"
+
+
+async def test_topics_are_made_as_the_settings_say(kafka_brokers: str, prefix: str) -> None:
+    """Both topics of a node, with partitions, retention and min.insync.replicas."""
+    wanted = settings(kafka_brokers, prefix, partitions=3, retention=86400.0, min_insync_replicas=1)
+    async with opened(wanted) as bus, bus.subscribe("message"), bus.subscribe("ack"):
+        pass
+    admin = AdminClient({"bootstrap.servers": kafka_brokers})
+    topics = admin.list_topics(timeout=10).topics
+    for name in (f"{prefix}websocket-127-0-0-1-8001", f"{prefix}netty-ack-127-0-0-1-8001"):
+        assert len(topics[name].partitions) == 3
+        resource = ConfigResource(ResourceType.TOPIC, name)
+        config = admin.describe_configs([resource])[resource].result()
+        assert config["retention.ms"].value == "86400000"
+        assert config["min.insync.replicas"].value == "1"
+        assert config["cleanup.policy"].value == "delete"
+
+
+async def test_records_of_one_user_keep_their_order_over_several_partitions(kafka_brokers: str, prefix: str) -> None:
+    """The key is the user, so his records share a partition; the commit covers all of them."""
+    wanted = settings(kafka_brokers, prefix, partitions=3)
+    records = [replace(pull(number), openid=f"u{number % 7}") for number in range(500)]
+    async with opened(wanted) as bus:
+        async with bus.subscribe("message") as batches:
+            bus.publish(HERE, records)
+            found = await take(batches, 500)
+        async with bus.subscribe("message") as batches:
+            assert (await anext(batches)).caught_up
+    for user in {record.openid for record in records}:
+        assert [one for one in found if isinstance(one, Pull) and one.openid == user] == [
+            one for one in records if one.openid == user
+        ]
+
+
+async def test_a_topic_that_is_deleted_is_made_again(kafka_brokers: str, prefix: str) -> None:
+    """Whoever removes a live node's topic costs it what was in there, no more."""
+    wanted = settings(kafka_brokers, prefix, librdkafka={"topic.metadata.propagation.max.ms": 1000})
+    async with opened(wanted) as bus, bus.subscribe("message") as batches:
+        bus.publish(HERE, [pull(1)])
+        assert await take(batches, 1) == [pull(1)]
+        admin = AdminClient({"bootstrap.servers": kafka_brokers})
+        for deleted in admin.delete_topics([f"{prefix}websocket-127-0-0-1-8001"]).values():
+            deleted.result()
+        with trio.fail_after(PATIENCE):
+            while True:
+                bus.publish(HERE, [pull(2)])
+                with trio.move_on_after(1):
+                    assert pull(2) in (await anext(batches)).records
+                    break
+
+
+# -- what others write -------------------------------------------------------------------------------------------------
+async def test_what_cannot_be_read_is_ignored_and_counted(kafka_brokers: str, prefix: str) -> None:
+    """A record of a later version, or of nobody we know, holds up nothing."""
+    counters = Counters()
+    writer = Producer({"bootstrap.servers": kafka_brokers})
+    topic = f"{prefix}websocket-127-0-0-1-8001"
+    async with open_bus(settings(kafka_brokers, prefix), HERE, 1 << 16, counters) as bus:
+        async with bus.subscribe("message") as batches:
+            writer.produce(topic, b"{}", headers={"kind": "hologram", "origin": "x", "incarnation": "y"})
+            writer.produce(topic, b"not JSON", headers={"kind": "pull", "origin": "x", "incarnation": "y"})
+            writer.produce(topic, None, headers=[("kind", b"\xff")])
+            writer.produce(topic, b"no headers at all")
+            assert writer.flush(PATIENCE) == 0
+            bus.publish(HERE, [pull(1)])
+            assert await take(batches, 1) == [pull(1)]
+        async with bus.subscribe("message") as batches:
+            assert (await anext(batches)).caught_up
+    assert counters.bus_unreadable == 4
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "key",
+    ["acks", "enable.idempotence", "enable.auto.commit", "auto.offset.reset", "group.id", "bootstrap.servers"],
+)
+async def test_what_carries_our_promises_cannot_be_set(key: str) -> None:
+    """It is refused by name, with the reason."""
+    with pytest.raises(ConfigError, match=rf"{key} cannot be set: \w+"):
+        async with opened(KafkaSettings(librdkafka={key: "1"})):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("librdkafka", "reason"),
+    [
+        ({"linger": 5}, '"linger"'),
+        ({"socket.timeout.ms": "soon"}, "socket.timeout.ms"),
+        ({"max.in.flight": 6}, "max.in.flight"),
+        ({"security.protocol": "SSL", "ssl.ca.location": "/nowhere.pem"}, "ssl.ca.location"),
+    ],
+)
+async def test_a_setting_that_librdkafka_refuses_is_named(librdkafka: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        async with opened(KafkaSettings(librdkafka=librdkafka)):
+            pass
+
+
+async def test_other_settings_pass_through(kafka_brokers: str, prefix: str) -> None:
+    """And none of the producer's disturbs the consumer, or the other way round."""
+    wanted = {"linger.ms": 1, "compression.type": "gzip", "fetch.wait.max.ms": "100", "socket.keepalive.enable": False}
+    passed = settings(kafka_brokers, prefix, librdkafka=wanted)
+    async with opened(passed) as bus, bus.subscribe("message") as batches:
+        bus.publish(HERE, [pull(1)])
+        assert await take(batches, 1) == [pull(1)]
+
+
+async def subscribed(wanted: KafkaSettings) -> None:
+    with trio.fail_after(PATIENCE):
+        async with opened(wanted) as bus, bus.subscribe("message"):
+            pass
+
+
+async def test_a_wrong_password_is_a_wrong_setting(kafka_broker: KafkaBroker, prefix: str) -> None:
+    librdkafka = GUEST | {"sasl.password": "guessed"}
+    with pytest.raises(ConfigError, match="Invalid username or password"):
+        await subscribed(settings(kafka_broker.sasl_brokers, prefix, librdkafka=librdkafka))
+
+
+async def test_a_user_who_may_not_make_topics_is_told_which(kafka_broker: KafkaBroker, prefix: str) -> None:
+    with pytest.raises(ConfigError, match=f"{prefix}websocket-127-0-0-1-8001.*authorization"):
+        await subscribed(settings(kafka_broker.sasl_brokers, prefix, librdkafka=GUEST))
+
+
+async def test_a_topic_that_the_broker_refuses_is_a_wrong_setting(kafka_brokers: str, prefix: str) -> None:
+    long = "x" * 250
+    with pytest.raises(ConfigError, match=long):
+        await subscribed(settings(kafka_brokers, prefix, topic_prefix=long))
+
+
+async def test_too_few_brokers_are_waited_for(
+    kafka_brokers: str, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others may be on their way; the log says what is missing."""
+    with trio.move_on_after(2) as scope:
+        async with opened(settings(kafka_brokers, prefix, replication_factor=3)) as bus, bus.subscribe("message"):
+            pass
+    assert scope.cancelled_caught
+    assert "replication factor" in capsys.readouterr().out
+
+
+# -- a broker that comes and goes --------------------------------------------------------------------------------------
+async def test_a_broker_that_is_away_at_the_start_is_waited_for(kafka_broker: KafkaBroker, prefix: str) -> None:
+    kafka_broker.kill()
+    async with opened(settings(kafka_broker.brokers, prefix)) as bus, trio.open_nursery() as nursery:
+        ready = trio.Event()
+
+        async def subscribe() -> None:
+            async with bus.subscribe("message") as batches:
+                ready.set()
+                assert await take(batches, 1) == [pull(1)]
+
+        bus.publish(HERE, [pull(1)])
+        nursery.start_soon(subscribe)
+        with trio.move_on_after(1):
+            await ready.wait()
+        assert not ready.is_set()
+        await trio.to_thread.run_sync(kafka_broker.start)
+        with trio.fail_after(PATIENCE):
+            await ready.wait()
+
+
+async def test_nothing_is_lost_or_out_of_order_over_a_crash_of_the_broker(
+    kafka_broker: KafkaBroker, prefix: str
+) -> None:
+    """Publishing goes on while it is away and never blocks; every call is answered once."""
+    answers: list[tuple[int, bool]] = []
+    async with opened(settings(kafka_broker.brokers, prefix)) as bus, bus.subscribe("message") as batches:
+        publish = lambda number: bus.publish(  # noqa: E731
+            HERE, [pull(number)], lambda ok, number=number: answers.append((number, ok))
+        )
+        for number in range(100):
+            publish(number)
+        assert len(await take(batches, 100)) == 100
+        for number in range(100, 200):
+            publish(number)
+        kafka_broker.kill()
+        for number in range(200, 300):
+            publish(number)
+            await trio.lowlevel.checkpoint()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, kafka_broker.start)
+            found = await take(batches, 200)
+        assert found == [pull(number) for number in range(100, 300)]
+        with trio.fail_after(PATIENCE):
+            await bus.flush()
+        assert answers == [(number, True) for number in range(300)]
+
+
+async def test_the_queue_is_bounded_while_the_broker_is_away(kafka_broker: KafkaBroker, prefix: str) -> None:
+    """What does not fit is said to be not stored, at once; what fits goes out when the broker is back."""
+    answers: list[bool] = []
+    wanted = settings(kafka_broker.brokers, prefix, librdkafka={"queue.buffering.max.messages": 1000})
+    async with opened(wanted) as bus, bus.subscribe("message") as batches:
+        kafka_broker.pause()
+        try:
+            for number in range(1500):
+                bus.publish(HERE, [pull(number)], answers.append)
+            await until(lambda: len(answers) == 500)
+            assert not any(answers)
+        finally:
+            kafka_broker.resume()
+        assert await take(batches, 1000) == [pull(number) for number in range(1000)]
+        await until(lambda: len(answers) == 1500)
+        assert sum(answers) == 1000
+
+
+async def test_after_the_message_timeout_a_record_counts_as_lost_and_others_go_on(
+    kafka_broker: KafkaBroker, prefix: str
+) -> None:
+    """As when Kafka is away for longer: the outbox sends it again."""
+    answers: list[bool] = []
+    wanted = settings(kafka_broker.brokers, prefix, librdkafka={"message.timeout.ms": 1000})
+    async with opened(wanted) as bus, bus.subscribe("message") as batches:
+        kafka_broker.pause()
+        try:
+            bus.publish(HERE, [pull(1), pull(2)], answers.append)
+            await until(lambda: answers == [False])
+        finally:
+            kafka_broker.resume()
+        while not (answers and answers[-1]):
+            bus.publish(HERE, [pull(3)], answers.append)
+            told = len(answers)
+            await until(lambda: len(answers) > told)  # noqa: B023 - awaited here
+        with trio.fail_after(PATIENCE):
+            while pull(3) not in (await anext(batches)).records:
+                pass
+
+
+async def test_fatal_errors_that_repeat_end_the_bus(kafka_broker: KafkaBroker, prefix: str) -> None:
+    """A user who may read but not write: the producer is made again, fails again, and the node ends for that."""
+    from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType
+
+    def may(what: Any, operation: Any) -> Any:
+        return AclBinding(
+            what, prefix, ResourcePatternType.PREFIXED, "User:guest", "*", operation, AclPermissionType.ALLOW
+        )
+
+    rights = [
+        may(ResourceType.TOPIC, AclOperation.CREATE),
+        may(ResourceType.TOPIC, AclOperation.READ),
+        may(ResourceType.GROUP, AclOperation.READ),
+    ]
+    admin = AdminClient({"bootstrap.servers": kafka_broker.brokers})
+    for given in admin.create_acls(rights).values():
+        given.result()
+    answers: list[bool] = []
+    with pytest.raises((BusUnavailable, ConfigError), match="authorization failed"), trio.fail_after(PATIENCE):
+        wanted = settings(kafka_broker.sasl_brokers, prefix, librdkafka=GUEST)
+        async with opened(wanted) as bus, bus.subscribe("message"):
+            bus.publish(HERE, [pull(1)], answers.append)
+            await trio.sleep_forever()
+    assert answers == [False]
+
+
+async def test_a_long_text_fits_into_a_record(kafka_brokers: str, prefix: str) -> None:
+    """The topics take what limits.message_size allows, however its characters are written in JSON."""
+    (envelope,) = message(1, text="\0" * (1 << 20))
+    push = Push(HERE, envelope, (SessionId("s1"),), "first", False)
+    wanted = settings(kafka_brokers, prefix)
+    async with open_bus(wanted, HERE, 1 << 20, Counters()) as bus, bus.subscribe("message") as batches:
+        bus.publish(HERE, [push])
+        assert await take(batches, 1) == [push]
