@@ -138,5 +138,5 @@ BUSES: dict[str, Callable[[Path], Buses]] = {"memory": lambda _: MemoryBus(), "s
 async def until(true: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> None:
     """Wait for a condition; TooSlowError when it does not come true."""
     with trio.fail_after(seconds):
-        while not await true():  # noqa: ASYNC110 - another process, perhaps, makes it so
+        while not await true():
             await trio.sleep(0.02)
