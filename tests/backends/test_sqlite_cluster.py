@@ -17,6 +17,7 @@ from yanchat.backends.sqlite import bus as bus_module
 from yanchat.backends.sqlite import database
 from yanchat.backends.sqlite.bus import SqliteBus, doorbell_path, open_bus
 from yanchat.backends.sqlite.cluster import boot_clock, open_cluster
+from yanchat.backends.sqlite.database import Reader
 from yanchat.backends.sqlite.registry import SqliteRegistry
 from yanchat.config import BUS_RETENTION
 from yanchat.errors import ConfigError, RegistryUnavailable
@@ -245,7 +246,8 @@ async def test_nothing_outlives_a_restart_of_the_machine(tmp_path: Path) -> None
         await registry.join(node())
         await registry.claim([session()])
         await registry.enter(HERE, [BOB])
-        after = SqliteRegistry(lane, "another-boot", lambda: 5000, 10.0)
+        reader = Reader(tmp_path / "cluster.db")
+        after = SqliteRegistry(lane, reader, "another-boot", lambda: 5000, 10.0)
         (record,) = await after.nodes()
         assert (record.state, record.age) == ("dead", 5.0)
         assert not await after.locate([BOB])
@@ -253,6 +255,7 @@ async def test_nothing_outlives_a_restart_of_the_machine(tmp_path: Path) -> None
         await after.join(node(incarnation="i2", store="s2"))  # nobody is live
         await after.reap(await after.sessions())
         assert await after.sessions() == []
+        reader.close()
 
 
 async def test_a_locked_file_is_a_registry_that_cannot_be_reached_but_can_be_asked(

@@ -7,8 +7,9 @@ order in which it was queued. No driver is known here.
 from __future__ import annotations
 
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 import outcome
@@ -57,8 +58,8 @@ class Lane(Generic[D]):
 
     def __init__(self, name: str, make: Callable[[], D]) -> None:
         self._make, self._name = make, name
-        self._queue: deque[_Job[D]] = deque()
-        self._wake = threading.Condition()
+        self._queue: SimpleQueue[_Job[D] | None] = SimpleQueue()
+        """None: close."""
         self._closing = False
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread: threading.Thread | None = None
@@ -86,9 +87,9 @@ class Lane(Generic[D]):
 
     async def close(self) -> None:
         """Finish what is queued, close the driver, end the thread."""
-        with self._wake:
+        if not self._closing:
             self._closing = True
-            self._wake.notify()
+            self._queue.put(None)
         if self._thread is not None:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._thread.join)
@@ -99,11 +100,9 @@ class Lane(Generic[D]):
         A lazy job waits up to 50 ms for company. A batch of jobs that all do not write needs no lock of the driver.
         """
         job: _Job[D] = _Job(work, lazy, writes, trio.lowlevel.current_task())
-        with self._wake:
-            if self._closing:
-                raise StoreUnavailable("The store is closed; start the node.")
-            self._queue.append(job)
-            self._wake.notify()
+        if self._closing:
+            raise StoreUnavailable("The store is closed; start the node.")
+        self._queue.put(job)
 
         def abort(_: Any) -> trio.lowlevel.Abort:
             job.task = None
@@ -120,20 +119,29 @@ class Lane(Generic[D]):
             self._soon(tell, outcome.Error(error))
             return
         self._soon(tell, outcome.Value(None))
-        while (jobs := self._take()) is not None:
-            self._batch(driver, jobs)
-            self._soon(_complete, jobs)
+        going = True
+        while going:
+            jobs, going = self._take()
+            if jobs:
+                self._batch(driver, jobs)
+                self._soon(_complete, jobs)
         driver.close()
 
-    def _take(self) -> list[_Job[D]] | None:
-        with self._wake:
-            while not self._queue:
-                if self._closing:
-                    return None
-                self._wake.wait()
-            if all(job.lazy for job in self._queue) and not self._closing:
-                self._wake.wait_for(lambda: self._closing or not all(job.lazy for job in self._queue), LAZY_DELAY)
-            return [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
+    def _take(self) -> tuple[list[_Job[D]], bool]:
+        """What is queued, when anything is; lazy jobs alone wait a moment for company. False: nothing will follow."""
+        jobs: list[_Job[D]] = []
+        until = 0.0
+        while len(jobs) < MAX_BATCH:
+            wait = until - time.monotonic() if jobs and all(job.lazy for job in jobs) else 0.0
+            try:
+                job = self._queue.get() if not jobs else self._queue.get(wait > 0, max(wait, 0.0))
+            except Empty:
+                break
+            if job is None:
+                return jobs, False
+            until = until or time.monotonic() + LAZY_DELAY
+            jobs.append(job)
+        return jobs, True
 
     def _batch(self, driver: D, jobs: Sequence[_Job[D]]) -> None:
         """All in one transaction. A job that raises fails alone; when the transaction itself fails, all of them do."""

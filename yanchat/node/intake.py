@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 import structlog
 import trio
 
@@ -16,6 +14,7 @@ from yanchat.ports import Clock, Outbox
 from yanchat.protocol import frames
 from yanchat.protocol.frames import Dates, Send
 from yanchat.protocol.ids import Orders, message_id_from_order, message_id_from_request
+from yanchat.protocol.ids import request_id as new_request_id
 from yanchat.protocol.session import Refusal
 from yanchat.telemetry import Counters
 
@@ -61,7 +60,7 @@ class Intake:
         now = self._clock.wall()
         order = self._orders.take(now, len(send.recipients))
         if send.request_id is None:
-            request_id = str(uuid.UUID(int=self._clock.rng.getrandbits(128), version=4))
+            request_id = new_request_id(self._clock.rng)
             message_id = message_id_from_order(order, self._clock.rng)
         else:
             request_id = send.request_id

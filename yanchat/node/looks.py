@@ -72,6 +72,10 @@ class Looks:
                     boxes.append(box)
             if boxes:
                 await self._round(boxes)
+                for box in boxes:
+                    box.looking = False
+                    if box.empty:
+                        self._mailboxes.nudge(box.openid)
 
     async def _round(self, boxes: list[Mailbox]) -> None:
         busy = [box for box in boxes if not box.empty]
@@ -91,9 +95,6 @@ class Looks:
             self._loads.want(box)
         self._fill(there)
         self._unload([box for box in busy if not box.route and self._mailboxes.awaited.get(box.openid)])
-        for box in busy:
-            if box.empty:
-                self._mailboxes.nudge(box.openid)
 
     async def _leave(self, boxes: list[Mailbox]) -> None:
         """Nothing open: leave the pending sets. What comes in between makes a mailbox of its own."""

@@ -95,6 +95,10 @@ class TrayRows:
         self.complete, self.missed = False, True
         return False
 
+    @property
+    def empty(self) -> bool:
+        return self.complete and not self.rows and not self.loading
+
     def drop(self, order: int) -> None:
         self.rows.pop(order, None)
         if self.loading:
@@ -129,6 +133,7 @@ class Mailbox:
         "_gone",
         "_window",
         "calm_until",
+        "looking",
         "messages",
         "next_due",
         "notices",
@@ -143,6 +148,8 @@ class Mailbox:
         self.route: list[Place] = []
         self.calm_until = self._backoff = 0.0
         self._gone = False
+        self.looking = False
+        """A round is under way with it."""
         self._window: list[Item] = []
         self.next_due = self.oldest = NEVER
         """Since when the oldest unsettled row is in flight."""
@@ -152,7 +159,7 @@ class Mailbox:
 
     @property
     def empty(self) -> bool:
-        return all(tray.complete and not tray.rows and not tray.loading for _, tray in self.trays())
+        return self.messages.empty and self.notices.empty
 
     def items(self) -> Iterator[Item]:
         yield from self.messages.rows.values()
@@ -172,31 +179,47 @@ class Mailbox:
         self.calm_until = self._backoff = 0.0
 
     def start_look(self) -> None:
-        self._gone = False
+        self._gone, self.looking = False, True
 
     def due(self, limits: LimitSettings, now: float) -> Iterator[tuple[Item, list[Place], list[Place]]]:
         """Each open row within the window, oldest first: to which sessions it goes first, and to which again.
 
         The caller enters into `Item.sent` what it sends, and calls `note_due` behind the last.
         """
-        self._window = []
-        route = set(self.route)
-        for _, tray in self.trays():
-            size = 0
-            for count, item in enumerate(list(tray.rows.values())):
+        window, route, places = self._window, self.route, len(self.route)
+        window.clear()
+        for tray in (self.messages, self.notices):
+            size = count = 0
+            for item in tray.rows.values():
                 size += len(item.envelope.text)
                 if count >= limits.window or (count and size > limits.window_bytes):
                     break
-                self._window.append(item)
-                for place in [place for place in item.sent if place not in route]:
-                    del item.sent[place]  # not there any more; when it shows again, its hub knows what it had
-                fresh = [place for place in self.route if place not in item.sent]
-                again = [place for place, (_, due) in item.sent.items() if due <= now]
+                count += 1
+                window.append(item)
+                sent = item.sent
+                if not sent:
+                    yield item, route, []
+                    continue
+                known = 0
+                again = []
+                for place, (_, due) in list(sent.items()):
+                    if place not in route:
+                        del sent[place]  # not there any more; when it shows again, its hub knows what it had
+                        continue
+                    known += 1
+                    if due <= now:
+                        again.append(place)
+                fresh = [place for place in route if place not in sent] if known < places else []
                 if fresh or again:
                     yield item, fresh, again
 
     def note_due(self) -> None:
         """Note when the next row of the window is due again, and since when the oldest is in flight."""
-        self.next_due = min((due for item in self._window for _, due in item.sent.values()), default=NEVER)
-        self.oldest = min((item.since for item in self._window if item.since is not None), default=NEVER)
-        self._window = []
+        next_due = oldest = NEVER
+        for item in self._window:
+            for _, due in item.sent.values():
+                next_due = min(next_due, due)
+            if item.since is not None and item.since < oldest:
+                oldest = item.since
+        self.next_due, self.oldest = next_due, oldest
+        self._window.clear()

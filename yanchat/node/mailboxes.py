@@ -154,13 +154,13 @@ class Mailboxes:
         box = self.boxes.get(envelope.recipient)
         if box is not None:
             box.messages.drop(envelope.order)
-        self._calm(envelope.recipient)
+            self._calm(box)
         if item.told < rank:
-            tray = self.box(envelope.sender).notices
-            if envelope.order in tray.rows or tray.put(item):
-                tray.rows[envelope.order] = item
+            box = self.box(envelope.sender)
+            if envelope.order in box.notices.rows or box.notices.put(item):
+                box.notices.rows[envelope.order] = item
                 self.items[item.key] = item
-        self._calm(envelope.sender)
+            self._calm(box)
 
     def told(self, item: Item, rank: int) -> bool:
         """The sender knows this rank; false when he did before."""
@@ -173,14 +173,17 @@ class Mailboxes:
             box = self.boxes.get(item.envelope.sender)
             if box is not None:
                 box.notices.drop(item.envelope.order)
-        self._calm(item.envelope.sender)
+                self._calm(box)
         return True
 
-    def _calm(self, openid: OpenId) -> None:
-        box = self.boxes.get(openid)
-        if box is not None:
+    def _calm(self, box: Mailbox) -> None:
+        """Something has gone out of it: no reason to wait any more; when it is empty, it goes as well."""
+        if box.empty and not box.looking and box.openid not in self.awaited:
+            del self.boxes[box.openid]
+            self._nudged.pop(box.openid, None)
+        else:
             box.calm_down()
-            self.nudge(openid)
+            self.nudge(box.openid)
 
     def box(self, openid: OpenId) -> Mailbox:
         """The user's mailbox, made when there is none."""

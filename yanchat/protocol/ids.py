@@ -62,6 +62,12 @@ def message_id_from_request(sender: str, request_id: str, file_type: int, text: 
     return MessageId(f"{value & _MASK_128:032x}")
 
 
+def request_id(rng: Random) -> str:
+    """A UUIDv4 (RFC 9562, 5.4), for a message whose sender named no request."""
+    text = f"{rng.getrandbits(128):032x}"
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[int(text[16], 16) & 3]}{text[17:20]}-{text[20:]}"
+
+
 def is_message_id(text: str) -> bool:
     """32 lower-case hex digits."""
     return len(text) == 32 and not text.strip("0123456789abcdef")

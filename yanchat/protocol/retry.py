@@ -16,5 +16,5 @@ class RetryPolicy(NamedTuple):
 
     def delay(self, attempt: int, rng: Random) -> float:
         """Seconds until a push that has been made `attempt` + 1 times is due again: within ±10 % of the schedule."""
-        exact: float = min(self.first * self.factor ** min(attempt, 64), self.longest)
+        exact = self.first if attempt == 0 else min(self.first * self.factor ** min(attempt, 64), self.longest)
         return exact * (0.9 + 0.2 * rng.random())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 from yanchat.backends.lane import Lane
-from yanchat.backends.sqlite.database import Database
+from yanchat.backends.sqlite.database import Database, Reader
 from yanchat.backends.sqlite.registry import SqliteRegistry
 from yanchat.errors import ConfigError
 
@@ -38,6 +38,7 @@ async def open_cluster(
     lane = Lane("cluster", lambda: Database(state / "cluster.db", schema, full=False))
     await lane.open()
     try:
-        yield lane, SqliteRegistry(lane, _BOOT_ID.read_text().strip(), now, lease)
+        with closing(Reader(state / "cluster.db")) as reader:
+            yield lane, SqliteRegistry(lane, reader, _BOOT_ID.read_text().strip(), now, lease)
     finally:
         await lane.close()

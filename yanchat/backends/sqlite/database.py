@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import apsw
 
@@ -158,3 +158,19 @@ class _Patience:
             self._since = time.monotonic()
         time.sleep(min(0.0002 * (tries + 1), 0.005))
         return time.monotonic() - self._since < BUSY_SECONDS
+
+
+class Reader:
+    """A second connection to a file that is there, which only reads and never waits: StoreUnavailable instead."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+
+    def execute(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._connection.execute(sql, bindings).fetchall()
+        except apsw.Error as error:
+            raise StoreUnavailable(f"The file cannot be read at this moment: {error}.") from None
+
+    def close(self) -> None:
+        self._connection.close()

@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from yanchat.backends.lane import Lane
-from yanchat.backends.sqlite.database import Database
+from yanchat.backends.sqlite.database import Database, Reader
 from yanchat.errors import AddressTaken, RegistryUnavailable, StoreUnavailable
 from yanchat.model import Node, NodeRecord, OpenId, SessionRecord
 from yanchat.ports import Registry
@@ -32,8 +32,8 @@ _PENDING = """SELECT p.openid, p.node FROM json_each(?) u CROSS JOIN pending p O
 class SqliteRegistry(Registry):
     """`now` is the boot clock in milliseconds, `lease` the time to live in seconds."""
 
-    def __init__(self, lane: Lane[Database], boot: str, now: Callable[[], int], lease: float) -> None:
-        self._lane, self._boot, self._now, self._lease = lane, boot, now, lease
+    def __init__(self, lane: Lane[Database], reader: Reader, boot: str, now: Callable[[], int], lease: float) -> None:
+        self._lane, self._reader, self._boot, self._now, self._lease = lane, reader, boot, now, lease
 
     async def _run(self, work: Callable[[Database], R], *, writes: bool = True) -> R:
         try:
@@ -130,16 +130,20 @@ class SqliteRegistry(Registry):
         await self._run(work)
 
     async def locate(self, openids: Sequence[OpenId]) -> Mapping[OpenId, Sequence[SessionRecord]]:
+        """Every look asks this: it is read on the loop, out of the page cache, and by the lane only when that fails."""
         users = msgspec.json.encode(list(openids)).decode()
 
-        def work(db: Database) -> Mapping[OpenId, Sequence[SessionRecord]]:
+        def work(db: Reader | Database) -> Mapping[OpenId, Sequence[SessionRecord]]:
             found: dict[OpenId, list[SessionRecord]] = {}
             for columns in db.execute(_LOCATE, (users, self._boot, self._now())):
                 session = SessionRecord(*columns)
                 found.setdefault(session.openid, []).append(session)
             return found
 
-        return await self._run(work, writes=False)
+        try:
+            return work(self._reader)
+        except StoreUnavailable:
+            return await self._run(work, writes=False)
 
     async def sessions(self, *, node: Node | None = None, openid: OpenId | None = None) -> list[SessionRecord]:
         wanted = {"node": node, "openid": openid}
