@@ -81,9 +81,9 @@ def command(*arguments: str | Path, state: Path | None = None) -> list[str]:
     return [*YANCHAT, *map(str, arguments[:1]), *shared, *map(str, arguments[1:])]
 
 
-def read_line(process: subprocess.Popen[str], within: float = DEADLINE) -> str:
+def read_line(process: subprocess.Popen[str], within: float = DEADLINE, *, of_stderr: bool = False) -> str:
     """The next line of its stdout. AssertionError when none comes in time, or the process has ended."""
-    stream = process.stdout
+    stream = process.stderr if of_stderr else process.stdout
     assert stream is not None
     line, end = b"", time.monotonic() + within
     while not line.endswith(b"\n"):

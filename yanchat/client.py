@@ -1,37 +1,55 @@
-"""A client of a node over WebSocket: connect, send, receive, ack; reconnecting with full jitter. Used by the CLI."""
+"""What talks to nodes from outside: a client's session over WebSocket, kept over reconnections, and an operator's
+questions over the admin socket. Used by the command line, the tests, and Python programs.
+"""
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
-from urllib.parse import urlencode, urlsplit
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 import trio
 from trio_websocket import (
     ConnectionClosed,
     ConnectionRejected,
-    ConnectionTimeout,
-    DisconnectionTimeout,
     HandshakeError,
     WebSocketConnection,
-    open_websocket_url,
+    wrap_client_stream,
 )
 
-from yanchat.errors import ConfigError, NotAllowed, Unreachable, YanchatError
+from yanchat.errors import NotAllowed, NotFound, StoreUnavailable, Unreachable, UsageError, YanchatError
 from yanchat.protocol import client_frames
 from yanchat.protocol.client_frames import Frame, Hello, Message
 
 CONNECT_SECONDS: Final = 5.0
+CLOSE_SECONDS: Final = 1.0
+SILENCE_SECONDS: Final = 30.0
+ANSWER_SECONDS: Final = 15.0
+FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 10.0
+ADMIN_SECONDS: Final = 30.0
+FINAL_CODES: Final = {
+    1003: "it takes text frames only",
+    1007: "a frame was not UTF-8",
+    1008: "it refuses what this client sends",
+    1009: "a message was too large for it; see limits.message_size in its settings",
+    4001: "a newer login of the same user has taken its place",
+    4002: "an operator has closed this session",
+    4003: "the token has expired",
+}
+"""Close codes after which coming back as before would only end the same way."""
 
 
 class Disconnected(Unreachable):
     """The conversation has ended; `code` is the close code, 1006 when there was none."""
 
     def __init__(self, code: int, reason: str) -> None:
-        super().__init__(f"The node closed the connection ({code} {reason}); connect again.".replace(" )", ")"))
+        why = FINAL_CODES.get(code) or reason or f"code {code}"
+        super().__init__("The connection broke." if code == 1006 else f"The node has closed the connection: {why}.")
         self.code = code
 
 
@@ -58,10 +76,19 @@ class Client:
             raise _disconnected(closed) from None
 
     async def receive(self) -> Frame:
-        """The next frame."""
+        """The next frame. Cancelled: none is lost."""
         return client_frames.decode(await self.receive_raw())
 
     async def receive_raw(self) -> str:
+        """The next frame as it came. A node that says nothing for long is asked, and Disconnected when it is mute."""
+        with trio.move_on_after(SILENCE_SECONDS):
+            return await self._get()
+        await self.send_raw(client_frames.HEARTBEAT)
+        with trio.move_on_after(ANSWER_SECONDS):
+            return await self._get()
+        raise Disconnected(1006, "")
+
+    async def _get(self) -> str:
         try:
             frame: str | bytes = await self._websocket.get_message()
         except ConnectionClosed as closed:
@@ -76,34 +103,77 @@ def _disconnected(closed: ConnectionClosed) -> Disconnected:
 
 @asynccontextmanager
 async def connect(url: str, openid: str, name: str = "", token: str = "") -> AsyncIterator[Client]:
-    """A session at a node. Raises Unreachable, NotAllowed (401, 403) or ConfigError (no URL of a WebSocket)."""
-    parts = urlsplit(url)
-    if parts.scheme not in {"ws", "wss"} or not parts.hostname:
-        raise ConfigError(f"{url!r} is no WebSocket URL; write it as ws://127.0.0.1:8084/ws.")
-    query = urlencode({"openid": openid} | ({"userName": name} if name else {}))
-    target = parts._replace(path=parts.path if parts.path not in {"", "/"} else "/ws", query=query).geturl()
-    headers = [(b"authorization", b"Bearer " + token.encode())] if token else []
+    """A session at a node. Raises Unreachable, NotAllowed (400, 401, 403) or UsageError (no URL of a WebSocket)."""
     try:
-        async with open_websocket_url(
-            target,
-            extra_headers=headers,
-            connect_timeout=CONNECT_SECONDS,
-            disconnect_timeout=1.0,
-            max_message_size=16 << 20,
-            message_queue_size=256,
-        ) as websocket:
+        parts = urlsplit(url)
+        valid = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UsageError(f"{url!r} is no WebSocket URL; write it as ws://127.0.0.1:8084/ws.")
+    query = urlencode({"openid": openid} | ({"userName": name} if name else {}))
+    resource = f"{parts.path if parts.path not in {'', '/'} else '/ws'}?{query}"
+    headers = [(b"authorization", b"Bearer " + token.encode())] if token else []
+    inside: BaseException | None = None
+    try:
+        async with _websocket(parts, resource, headers) as websocket:
             frame = client_frames.decode(await _first(websocket, url))
             if not isinstance(frame, Hello):
                 raise Unreachable(f"{url} does not speak yanchat; give the URL of a node.")
-            yield Client(websocket, frame)
+            try:
+                yield Client(websocket, frame)
+            except BaseException as error:
+                inside = error
+                raise
     except ConnectionRejected as rejected:
         text = (rejected.body or b"").decode(errors="replace").strip() or f"status {rejected.status_code}"
         kind: type[YanchatError] = NotAllowed if rejected.status_code in {400, 401, 403} else Unreachable
         raise kind(f"{url} refuses: {text}") from None
-    except (HandshakeError, ConnectionTimeout) as error:
+    except (HandshakeError, trio.TooSlowError, OSError) as error:
+        if inside is error:
+            raise
         raise Unreachable(f"No node answers at {url} ({_why(error)}); start one with `yanchat serve`.") from None
-    except DisconnectionTimeout:
-        pass  # the node did not answer our closing frame: we have gone all the same
+
+
+@asynccontextmanager
+async def _websocket(
+    parts: SplitResult, resource: str, headers: list[tuple[bytes, bytes]]
+) -> AsyncIterator[WebSocketConnection]:
+    """The library's connection on a stream of our own, which is closed whatever happens to the handshake."""
+    host, secure = parts.hostname or "", parts.scheme == "wss"
+    port = parts.port or (443 if secure else 80)
+    with trio.fail_after(CONNECT_SECONDS):
+        stream: trio.abc.Stream
+        if secure:
+            stream = await trio.open_ssl_over_tcp_stream(host, port, https_compatible=True)
+        else:
+            stream = await trio.open_tcp_stream(host, port)
+    first: list[BaseException] = []
+    try:
+        async with stream, trio.open_nursery() as nursery:
+            try:
+                with trio.fail_after(CONNECT_SECONDS):
+                    websocket = await wrap_client_stream(
+                        nursery,
+                        stream,
+                        parts.netloc.rpartition("@")[2],
+                        resource,
+                        extra_headers=headers,
+                        max_message_size=16 << 20,
+                        message_queue_size=256,
+                    )
+                try:
+                    yield websocket
+                finally:  # not shielded: when we are cancelled, so is the library's reader, and no answer is seen
+                    with trio.move_on_after(CLOSE_SECONDS):
+                        await websocket.aclose()
+            except BaseException as error:
+                first.append(error)
+                raise
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:  # one reason is enough: the library's own, or what came out of the body
+        reasons = [error for error in (*group.exceptions, *first) if not isinstance(error, trio.Cancelled)]
+        raise (reasons or group.exceptions)[0] from None
 
 
 async def _first(websocket: WebSocketConnection, url: str) -> str | bytes:
@@ -120,20 +190,89 @@ def _why(error: BaseException) -> str:
     """The root of it: one reason is enough when several attempts failed."""
     while isinstance(error, BaseExceptionGroup) or error.__cause__ is not None:
         error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
     return str(error) or type(error).__name__
 
 
-def pauses() -> AsyncIterator[float]:
-    """Sleeps with full jitter, each time up to twice as long, at most 10 s; yields how long it slept."""
+async def stay_connected(
+    find: Callable[[], Awaitable[Sequence[str]]],
+    openid: str,
+    conversation: Callable[[Client], Awaitable[None]],
+    *,
+    lost: Callable[[str], None],
+    name: str = "",
+    token: str = "",
+) -> None:
+    """Hold a conversation, in a new session whenever one ends before it has returned; pauses with full jitter between.
 
-    async def sleep() -> AsyncIterator[float]:
-        longest = 0.2
-        while True:
-            pause = random.uniform(0, longest)  # noqa: S311 - it only spreads load
-            await trio.sleep(pause)
-            yield pause
-            longest = min(longest * 2, LONGEST_PAUSE)
+    `find` says at which URLs there are nodes now, and is asked anew each time; `lost` is told why a session ended. When
+    no node takes the first session, or one ends for good (`FINAL_CODES`), that error is raised.
+    """
+    met, longest = False, FIRST_PAUSE
+    while True:
+        failure: YanchatError = Unreachable("No node runs; start one with `yanchat serve`.")
+        try:
+            urls = await find()
+        except Unreachable as error:
+            urls, failure = (), error
+        for url in urls:
+            ended = False
+            try:
+                async with connect(url, openid, name, token) as client:
+                    met = ended = True
+                    longest = FIRST_PAUSE
+                    await conversation(client)
+                    return
+            except* Unreachable as group:
+                failure = _first_of(group)
+            if ended:
+                lost(str(failure))
+                break
+        if not met or (isinstance(failure, Disconnected) and failure.code in FINAL_CODES):
+            raise failure
+        await trio.sleep(random.uniform(0, longest))  # noqa: S311 - it only spreads load
+        longest = min(longest * 2, LONGEST_PAUSE)
 
-    return sleep()
+
+def _first_of(group: BaseExceptionGroup[YanchatError]) -> YanchatError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, YanchatError)
+    return error
+
+
+class NotRunning(Unreachable):
+    """Nothing serves the admin socket."""
+
+
+async def ask_node(
+    socket: Path, method: str, path: str, *, query: Mapping[str, str] | None = None, body: object = None
+) -> Any:
+    """Ask a running node over its admin socket; the JSON that it answers.
+
+    Raises NotRunning, Unreachable (no answer in time), NotAllowed (another user's node), and what the node says.
+    """
+    import httpx  # noqa: PLC0415 - takes longer to load than all the rest, and only operators need it
+
+    if not socket.exists():
+        raise NotRunning(f"No node serves {socket}; start it with `yanchat serve`.")
+    if not os.access(socket, os.R_OK | os.W_OK):
+        raise NotAllowed(f"{socket} belongs to another user; call this as the user that runs the node.")
+    transport = httpx.AsyncHTTPTransport(uds=str(socket))
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://node", timeout=ADMIN_SECONDS) as http:
+            response = await http.request(method, path, params=query, json=body)
+    except httpx.ConnectError:
+        raise NotRunning(f"No node serves {socket}; start it with `yanchat serve`.") from None
+    except httpx.TransportError as error:
+        raise Unreachable(f"The node behind {socket} does not answer ({_why(error)}); see its log.") from None
+    if response.is_success:
+        return response.json()
+    kinds = {400: UsageError, 404: NotFound, 503: StoreUnavailable}
+    try:
+        sentence = str(response.json()["error"])
+    except (ValueError, TypeError, KeyError):
+        sentence = f"The node behind {socket} answers with status {response.status_code}; see its log."
+    raise kinds.get(response.status_code, YanchatError)(sentence)

@@ -23,7 +23,7 @@ CHUNK = 1000
 
 
 class Redeliver(msgspec.Struct, forbid_unknown_fields=True):
-    """What `POST /redeliver` takes; exactly one of all, to and message_id."""
+    """What `POST /redeliver` takes: all, or those that both `to` and `message_id` name, of which one may be missing."""
 
     all: bool = False
     to: OpenId | None = None
@@ -63,8 +63,8 @@ def build_app(work: Assembly, outbox: Outbox) -> Starlette:
             order = msgspec.json.decode(await request.body(), type=Redeliver)
         except msgspec.DecodeError as error:
             raise BadRequest(f"The order is not understood: {error}.") from None
-        if (order.all, order.to is not None, order.message_id is not None).count(True) != 1:
-            raise BadRequest("Say exactly one of all, to and message_id.")
+        if order.all == (order.to is not None or order.message_id is not None):
+            raise BadRequest("Say either all, or to or message_id or both of these.")
         rows = await _selected(outbox, order)
         redelivered = 0
         if not order.dry_run:

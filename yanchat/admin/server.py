@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 from pathlib import Path
@@ -27,14 +28,21 @@ async def serve_admin(path: Path, work: Assembly, outbox: Outbox) -> None:
             listener.bind(str(path))
         finally:
             os.umask(before)
+        listener.listen()  # whoever asks before the web libraries are loaded waits, and is not told that no node runs
         try:
             await _serve(listener, work, outbox)
         finally:
             path.unlink(missing_ok=True)
 
 
+def _load() -> None:
+    """Load the web libraries: they take longer than all the rest of a start."""
+    for name in ("hypercorn.trio", "yanchat.admin.app"):
+        importlib.import_module(name)
+
+
 async def _serve(listener: socket.socket, work: Assembly, outbox: Outbox) -> None:
-    # the web libraries are loaded while the node serves already: they take longer than all the rest
+    await trio.to_thread.run_sync(_load)  # clients are served meanwhile
     from hypercorn.config import Config  # noqa: PLC0415
     from hypercorn.trio import serve  # noqa: PLC0415
 

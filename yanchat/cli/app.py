@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -9,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from yanchat.cli import serve
+from yanchat.cli import clients, demo, listen, outbox, redeliver, send, serve, servers
 from yanchat.cli.call import add_command, add_shared_options, flag
 from yanchat.cli.render import complain
 
-BROKEN_PIPE = 1
+NOT_WRITTEN = 1
 INTERRUPTED = 130
 # what a wrong call raises; typer exports only a subclass of it
 WrongCall: type[Exception] = typer.BadParameter.__mro__[2]
@@ -39,7 +40,16 @@ def build() -> typer.Typer:
     add_shared_options(
         app, about, {"version": Annotated[bool, flag("--version", "Show the version.", callback=_version)]}
     )
-    for panel, function in (("Run a node", serve.serve),):
+    for panel, function in (
+        ("Run a node", serve.serve),
+        ("Talk", send.send),
+        ("Talk", listen.listen),
+        ("Look around", servers.servers),
+        ("Look around", clients.clients),
+        ("Look around", outbox.outbox),
+        ("Look around", redeliver.redeliver),
+        ("Try it", demo.demo),
+    ):
         add_command(app, panel, function)
     return app
 
@@ -60,10 +70,12 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = _call(list(arguments))
         sys.stdout.flush()
-    except BrokenPipeError:
-        # the reader has gone; say nothing, and let Python's own flush at the end go nowhere
+    except OSError as error:
+        if error.errno != errno.EPIPE:  # then the reader has gone, and there is nobody to tell
+            complain(f"The output cannot be written: {error.strerror}.")
+        # let Python's own flush at the end go nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return NOT_WRITTEN
     return code
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yanchat.cli.render import Form, Output, complain, warn
-from yanchat.errors import UsageError, YanchatError
+from yanchat.cli.render import Form, NotWritten, Output, complain, warn
+from yanchat.errors import NotAllowed, UsageError, YanchatError
 
 if TYPE_CHECKING:
+    from yanchat.cli.nodes import Cluster
     from yanchat.config import Settings
 
 INTERRUPTED = 130
@@ -77,11 +78,13 @@ class Call:
             warn(warning)
         return loaded.settings
 
-    def state(self, settings: Settings) -> Path:
-        """The directory that all nodes and commands of this machine share."""
+    def cluster(self) -> Cluster:
+        """The nodes that these settings lead to."""
+        from yanchat.cli.nodes import Cluster
         from yanchat.config.load import state_directory
 
-        return state_directory(settings, os.environ)
+        settings = self.settings()
+        return Cluster(settings, state_directory(settings, os.environ))
 
     def run(self, function: Callable[..., Any], values: Mapping[str, Any]) -> int:
         """Run the command; its exit code. Errors are printed."""
@@ -97,21 +100,23 @@ class Call:
             return self._end(error)
 
     def _end(self, error: BaseException) -> int:
-        errors = list(_leaves(error))
-        for kind in (BrokenPipeError, typer.Exit):
-            for leaf in errors:
-                if isinstance(leaf, kind):
-                    raise leaf
+        errors = _leaves(error)
+        for leaf in errors:
+            if isinstance(leaf, NotWritten):
+                raise leaf
         if self.debug:
             import traceback
 
             traceback.print_exception(error)
-        if any(isinstance(leaf, KeyboardInterrupt) for leaf in errors):
+        if any(isinstance(leaf, KeyboardInterrupt | typer.Abort) for leaf in errors):
             return INTERRUPTED
         for leaf in errors:
             if isinstance(leaf, YanchatError):
                 complain(str(leaf))
                 return leaf.exit_code
+            if isinstance(leaf, PermissionError):
+                complain(f"You may not use {leaf.filename}; call this as the user that runs the nodes.")
+                return NotAllowed.exit_code
         first = errors[0]
         complain(
             f"This should not happen ({type(first).__name__}: {first}). Run it again with --debug, and report what"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -16,10 +16,16 @@ Form = Literal["person", "json", "ndjson"]
 Rows = Sequence[Mapping[str, Any]]
 Columns = Sequence[tuple[str, str]]
 """(heading, key of the row) for each column."""
+Cells = Mapping[str, Callable[[Any], str]]
+"""How a person reads the value of a key."""
 
 # what could steer a terminal or turn its text around; newline and tab are let through
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _WIDE = 10_000
+
+
+class NotWritten(OSError):
+    """stdout takes nothing more: its reader has gone (EPIPE), or its disk is full."""
 
 
 def printable(text: str) -> str:
@@ -70,16 +76,17 @@ class Output:
         """How many items of a JSON list are out; -1 before its opening bracket."""
         self._console: Console | None = None
 
-    def table(self, columns: Columns, rows: Rows, cells: Mapping[str, Any] | None = None) -> None:
-        """Print rows; `cells` says for a key how a person reads its value."""
+    def table(self, columns: Columns, rows: Rows, cells: Cells | None = None) -> None:
+        """Print rows."""
         if self.form == "json":
             self._write(_json(list(rows), indent=2))
         elif self.form == "ndjson":
             for row in rows:
                 self._write(_json(row))
+        elif rows and self.on_terminal:
+            self.lines.print(table(columns, rows, cells or {}))
         elif rows:
-            self.lines.print(table(columns, rows, cells or {}, self.lines.is_terminal))
-            self.lines.file.flush()
+            self._write(_plain_table(columns, rows, cells or {}))
 
     def document(self, document: Mapping[str, Any], sentence: str, *, one_line: bool = False) -> None:
         """Print one thing."""
@@ -109,7 +116,7 @@ class Output:
 
     def line(self, sentence: str, style: str = "") -> None:
         """Print a line for a person."""
-        if self.lines.is_terminal:
+        if self.on_terminal:
             self.lines.print(printable(sentence), style=style, markup=False, soft_wrap=True)
         else:
             self._write(printable(sentence))
@@ -119,24 +126,31 @@ class Output:
         self._write(text)
 
     @property
+    def on_terminal(self) -> bool:
+        return self.form == "person" and sys.stdout.isatty()
+
+    @property
     def lines(self) -> Console:
         if self._console is None:
             self._console = console()
         return self._console
 
     def _write(self, text: str, end: str = "\n") -> None:
-        sys.stdout.flush()
-        sys.stdout.buffer.write((text + end).encode(errors="backslashreplace"))
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.flush()
+            sys.stdout.buffer.write((text + end).encode(errors="backslashreplace"))
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            raise NotWritten(error.errno, error.strerror) from None
 
 
-def table(columns: Columns, rows: Iterable[Mapping[str, Any]], cells: Mapping[str, Any], pretty: bool) -> Table:
-    """A table of rich: with a rule under its head on a terminal, bare aligned columns elsewhere."""
+def table(columns: Columns, rows: Rows, cells: Cells) -> Table:
+    """A table for a terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD if pretty else None, pad_edge=False, header_style="bold" if pretty else "")
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for heading, key in columns:
         made.add_column(heading, overflow="fold", justify="right" if key in _NUMBERS else "left")
     for row in rows:
@@ -144,11 +158,21 @@ def table(columns: Columns, rows: Iterable[Mapping[str, Any]], cells: Mapping[st
     return made
 
 
+def _plain_table(columns: Columns, rows: Rows, cells: Cells) -> str:
+    """The same in aligned columns, for whoever cuts and greps."""
+    lines = [[heading for heading, _ in columns]]
+    lines += [[_cell(key, row[key], cells) for _, key in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
 _NUMBERS = frozenset({"sessions", "attempts"})
 _STYLES = {"up": "green", "draining": "yellow", "dead": "red", "expired": "red", "delivered": "green"}
 
 
-def _cell(key: str, value: Any, cells: Mapping[str, Any]) -> str:
+def _cell(key: str, value: Any, cells: Cells) -> str:
     if value is None:
         return "-"
     return printable(str(cells[key](value) if key in cells else value)).replace("\n", "\\n")

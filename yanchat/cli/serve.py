@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,8 @@ def serve(
     When clients can come, its URL is printed on stdout; the log is on stderr. Several nodes with the same state
     directory form a cluster. After a crash, start the node again: what it had accepted is still there.
     """
+    from yanchat.config.load import state_directory
+
     settings = call.settings(
         {
             ("node", "listen"): listen,
@@ -48,7 +51,7 @@ def serve(
             ("log", "level"): log_level,
         }
     )
-    state = call.state(settings)
+    state = state_directory(settings, os.environ)
     configure_logs(settings.log)
 
     def ready(url: str) -> None:

@@ -1,0 +1,123 @@
+"""Which nodes there are: through the registry, and by their directories on this machine."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from yanchat.cli.render import warn
+from yanchat.errors import NotFound, Unreachable
+
+if TYPE_CHECKING:
+    from yanchat.config import Settings
+    from yanchat.model import NodeRecord
+    from yanchat.ports import Registry
+
+LEASE: Final = 10.0
+"""Seconds, as in node/lease.py; a test compares them. To load that file takes longer than all the rest of a call."""
+
+
+class Here(NamedTuple):
+    """A node of this machine: its name when the registry knows it, else its directory's."""
+
+    name: str
+    directory: Path
+
+    @property
+    def command(self) -> str:
+        """What starts it."""
+        return "yanchat serve" + (f" --listen {self.name}" if ":" in self.name else f" (its state: {self.directory})")
+
+
+class Cluster:
+    """The nodes that the settings of a call lead to."""
+
+    def __init__(self, settings: Settings, state: Path) -> None:
+        self.settings, self.state = settings, state
+
+    @asynccontextmanager
+    async def open_registry(self) -> AsyncIterator[Registry]:
+        """The registry; a file of nodes that share a directory is not made when it is not there."""
+        if self.settings.node.profile == "embedded" and not (self.state / "cluster.db").exists():
+            raise Unreachable(
+                f"No node runs in {self.state}; start one with `yanchat serve`, or say another --state-dir."
+            )
+        from yanchat.backends import open_registry
+
+        async with open_registry(self.settings, self.state, LEASE) as registry:
+            yield registry
+
+    async def records(self) -> list[NodeRecord]:
+        """What the registry says of all nodes."""
+        async with self.open_registry() as registry:
+            return await registry.nodes()
+
+    def finder(self, url: str | None) -> Callable[[], Awaitable[Sequence[str]]]:
+        """A call that says where a client may connect now: at this URL, else at the live nodes."""
+
+        async def find() -> Sequence[str]:
+            if url is not None:
+                return [url]
+            urls = [record.url for record in await self.records() if record.state == "up"]
+            if not urls:
+                raise Unreachable("No node runs now; start one with `yanchat serve`, or say --url.")
+            random.shuffle(urls)
+            return urls
+
+        return find
+
+    async def nodes_here(self, node: str | None = None) -> list[Here]:
+        """The nodes that have a directory in this state directory, running or not; or the one of that name."""
+        from yanchat.names import slug
+
+        known = {slug(record.node): record.node for record in await self.records()}
+        directories = sorted(path.name for path in (self.state / "nodes").glob("*") if path.is_dir())
+        found = [Here(known.get(name, name), self.state / "nodes" / name) for name in directories]
+        if node is None:
+            return found
+        chosen = [here for here in found if here.directory.name == slug(node)]
+        if not chosen:
+            names = ", ".join(here.name for here in found) or "none"
+            raise NotFound(f"No node {node} has its state in {self.state}; there are: {names}.")
+        return [here._replace(name=node) for here in chosen]
+
+    async def ask(
+        self,
+        node: str | None,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        quiet: bool = False,
+    ) -> list[Any]:
+        """What each running node of this machine answers, or the one of that name.
+
+        Warns of those that do not run, unless `quiet`; Unreachable when none does.
+        """
+        from yanchat.client import NotRunning, ask_node
+
+        answers, resting = [], []
+        for here in await self.nodes_here(node):
+            try:
+                answers.append(await ask_node(here.directory / "admin.sock", method, path, query=query, body=body))
+            except NotRunning:
+                resting.append(here)
+        if not answers:
+            names = ", ".join(here.name for here in resting) or "none"
+            raise Unreachable(f"No node of this machine runs (there are: {names}); start one with `yanchat serve`.")
+        for here in () if quiet else resting:
+            warn(f"{here.name} does not run; to see what waits there, start it: `{here.command}`.")
+        return answers
+
+
+def named(found: Sequence[NodeRecord], node: str | None) -> list[NodeRecord]:
+    """All, or the one of that name. NotFound when there is none."""
+    chosen = [record for record in found if node in {None, record.node}]
+    if node is not None and not chosen:
+        names = ", ".join(record.node for record in found) or "none"
+        raise NotFound(f"There is no node {node}; there are: {names}.")
+    return chosen
