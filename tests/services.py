@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,18 +100,33 @@ class Server:
 
 
 class RedisServer(Server):
+    """`more` are further settings; with `sentinel_of` it is a Sentinel that watches that server as `yan`."""
+
     name = "redis-server"
 
-    def __init__(self, directory: Path, *, outlives_us: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        more: Mapping[str, str] | None = None,
+        sentinel_of: RedisServer | None = None,
+        outlives_us: bool = False,
+    ) -> None:
         super().__init__(directory, outlives_us=outlives_us)
         (self._program,) = _programs("redis-server")
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        settings = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(directory)}
+        if sentinel_of is None:
+            settings |= {"unixsocket": str(directory / "socket"), "maxmemory-policy": "noeviction"}
+            settings |= {"save": '""', "appendonly": "no"} | dict(more or {})
+        else:
+            settings["sentinel monitor yan"] = f"127.0.0.1 {sentinel_of.port} 1"
+        (directory / "redis.conf").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+        self._mode = ["--sentinel"] if sentinel_of is not None else []
 
     def command(self) -> list[str]:
-        options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": self.directory}
-        options |= {"maxmemory-policy": "noeviction"}
-        return [self._program, *(str(part) for key, value in options.items() for part in (f"--{key}", value))]
+        return [self._program, "redis.conf", *self._mode]
 
     def answers(self) -> bool:
         try:

@@ -20,6 +20,7 @@ _WRONG_SETTINGS: Final = (
 )
 _WRONG_TEXTS: Final = ("certificate verify failed", "invalid database", "DB index is out of range")
 _ASK_ANOTHER: Final = (redis.ConnectionError, redis.ReadOnlyError)
+_DRIVERS: Final = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
 
 
 class Connection:
@@ -38,13 +39,13 @@ class Connection:
         return self._client
 
     def send(self, commands: Sequence[Command]) -> list[Any]:
-        """One reply for each command, in order; the error of a single command is its reply. Raises RedisError."""
-        pipeline = self.client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
+        """One reply for each command, in order; the error of a single command is its reply."""
         try:
+            pipeline = self.client.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
             replies: list[Any] = pipeline.execute(raise_on_error=False)
-        except (redis.RedisError, OSError):
+        except Exception:
             self.close()
             raise
         if any(isinstance(reply, _ASK_ANOTHER) for reply in replies):
@@ -56,12 +57,12 @@ class Connection:
         if client is not None:
             try:
                 client.close()
-            except (redis.RedisError, OSError) as error:
+            except _DRIVERS as error:
                 structlog.get_logger().debug("redis.close_failed", error=str(error))
 
     def map_error(self, error: Exception) -> Exception:
         """What the caller of the port gets for a driver's error; our own pass through."""
-        if isinstance(error, YanchatError) or not isinstance(error, redis.RedisError | OSError):
+        if isinstance(error, YanchatError) or not isinstance(error, _DRIVERS):
             return error
         wrong = isinstance(error, _WRONG_SETTINGS) or any(text in str(error) for text in _WRONG_TEXTS)
         if wrong and not self.proven:

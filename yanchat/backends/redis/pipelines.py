@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import outcome
-import redis
 import trio
 
 from yanchat.backends.redis.connection import Command, Connection
@@ -120,7 +119,7 @@ class Pipelines:
     def _round(self, jobs: list[_Job]) -> None:
         try:
             replies = self._connection.send([command for job in jobs for command in job.asks])
-        except (redis.RedisError, OSError) as error:
+        except Exception as error:
             for job in jobs:
                 job.fail(error)
             return

@@ -35,7 +35,7 @@ def connector(settings: RedisSettings) -> Callable[[], Client]:
         scheme, tls = url.scheme.replace("rediss", "redis"), url.scheme.startswith("rediss")
         options = _options(settings, url, tls)
         if scheme in ("redis", "unix"):
-            return _single(url, options)
+            return _single(settings.url, url, options)
         if scheme == "redis+sentinel":
             return _sentinel(settings, url, options, tls)
         if scheme == "redis+cluster":
@@ -82,10 +82,11 @@ def _options(settings: RedisSettings, url: SplitResult, tls: bool) -> dict[str, 
     return options
 
 
-def _single(url: SplitResult, options: dict[str, Any]) -> Callable[[], Client]:
+def _single(whole: str, url: SplitResult, options: dict[str, Any]) -> Callable[[], Client]:
     if url.scheme != "unix" and url.path.strip("/") and not url.path.strip("/").isdigit():
         raise ValueError(f"{url.path.strip('/')!r} is not the number of a database")
-    plain = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()  # who we are is in the options
+    user, at, _ = url.netloc.rpartition("@")
+    plain = whole.replace(user + at, "", 1)  # who we are is in the options
     redis.Redis.from_url(plain, **options)  # raises for what it cannot read
     return lambda: redis.Redis.from_url(plain, **options)
 
