@@ -326,8 +326,8 @@ RULES = {
         a_notice_is_told_only_when_its_ping_was_answered,
         Mutation(
             hub,
-            "            self._queue(lambda: self.outlet.ping(payload))\n",
-            "            self._ears.answered(self)\n",
+            "                self.outlet.ping(payload)\n",
+            "                self._ears.answered(self)\n",
             "a notice counts as told when it was handed to the socket",
         ),
     ),

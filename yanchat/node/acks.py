@@ -28,7 +28,7 @@ class _Ack(NamedTuple):
 
     session: Session
     message_id: str
-    origins: set[Node]
+    origins: tuple[Node, ...]
 
 
 class Acks:
@@ -97,7 +97,7 @@ class Acks:
                 items[key] = item
             elif self._node in origins:
                 rest.append(key)
-            entries[key] = _entry(key, origins - {self._node}, item, now)
+            entries[key] = _entry(key, tuple(node for node in origins if node != self._node), item, now)
         if rest:  # our own rows that are on disk alone
             await self._ledger.flushed()
             rows = await self._outbox.settle(rest, rank=ACKED, told=OPEN, at=now)
@@ -117,16 +117,16 @@ class Acks:
         for node, acks in remote.items():
             self._publish(node, acks)
 
-    async def _unknown(self, ack: _Ack) -> tuple[int, set[Node]]:
+    async def _unknown(self, ack: _Ack) -> tuple[int, tuple[Node, ...]]:
         """An ack of what no session here was given: 200 when it was acked before, 403, 404, or our own open row."""
         if not is_message_id(ack.message_id):
-            return 404, set()
+            return 404, ()
         rows, acked = await self._inbox.recipients(MessageId(ack.message_id))
         if ack.session.openid in acked:
-            return 200, set()
+            return 200, ()
         if ack.session.openid in rows:
-            return 200, {self._node}
-        return (403 if rows or acked else 404), set()
+            return 200, (self._node,)
+        return (403 if rows or acked else 404), ()
 
     def _answer(self, ack: _Ack, status: int) -> None:
         ack.session.outlet.send(frames.ack_receipt(self._dates(self._clock.wall()), ack.message_id, status))
@@ -175,7 +175,7 @@ class Acks:
                 self._counters.store_failed += 1
 
 
-def _entry(key: Key, others: set[Node], item: Item | None, now: int) -> AckEntry:
+def _entry(key: Key, others: tuple[Node, ...], item: Item | None, now: int) -> AckEntry:
     if item is None:
-        return AckEntry(key, tuple(sorted(others)), at=now)
-    return AckEntry(key, tuple(sorted(others)), item.envelope.order, item.attempts, item.sent_at, now)
+        return AckEntry(key, others, at=now)
+    return AckEntry(key, others, item.envelope.order, item.attempts, item.sent_at, now)

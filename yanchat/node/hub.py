@@ -116,9 +116,12 @@ class Session:
             del self.unacked[next(iter(self.unacked))]
         if had and cause != "retry":
             return
-        self._queue(
-            lambda: self.outlet.send(frames.push(envelope, self.record.session_id, self.name_json, redelivered))
-        )
+        if self._waiting is None and not self.outlet.congested:
+            self.outlet.send(frames.push(envelope, self.record.session_id, self.name_json, redelivered))
+        else:
+            self._wait(
+                lambda: self.outlet.send(frames.push(envelope, self.record.session_id, self.name_json, redelivered))
+            )
         failpoint.hit("push")
 
     def tell(self, notice: Notice, origin: Node, date: bytes, now: float) -> None:
@@ -129,7 +132,10 @@ class Session:
             self.untold_since = now
         self.untold[key] = (origin,) if origins is None else origins if origin in origins else (*origins, origin)
         if origins is None:
-            self._queue(lambda: self.outlet.send(frames.notice(notice, self.record.session_id, date)))
+            if self._waiting is None and not self.outlet.congested:
+                self.outlet.send(frames.notice(notice, self.record.session_id, date))
+            else:
+                self._wait(lambda: self.outlet.send(frames.notice(notice, self.record.session_id, date)))
 
     def ping(self) -> None:
         """Ask whether the notices given so far have arrived; one question at a time, also when it is called again."""
@@ -137,7 +143,10 @@ class Session:
             self.pings += 1
             payload = b"told-%d" % self.pings
             self._barrier = payload, tuple(self.untold)
-            self._queue(lambda: self.outlet.ping(payload))
+            if self._waiting is None and not self.outlet.congested:
+                self.outlet.ping(payload)
+            else:
+                self._wait(lambda: self.outlet.ping(payload))
 
     def take_told(self) -> list[tuple[NoticeKey, tuple[Node, ...]]]:
         """The notices that the answered ping stands for; they are forgotten here."""
@@ -146,10 +155,8 @@ class Session:
         keys, self._barrier = self._barrier[1], None
         return [(key, self.untold.pop(key)) for key in keys if key in self.untold]
 
-    def _queue(self, send: Callable[[], None]) -> None:
-        if self._waiting is None and not self.outlet.congested:
-            send()
-            return
+    def _wait(self, send: Callable[[], None]) -> None:
+        """Until `drained`; what waits already goes first."""
         if self._waiting is None:
             self._waiting = deque()
         self._waiting.append(send)
@@ -203,9 +210,10 @@ class Hub:
         for session in self.of(openid):
             session.unacked.pop(message_id, None)
 
-    def owed_to(self, openid: OpenId, message_id: MessageId) -> set[Node]:
+    def owed_to(self, openid: OpenId, message_id: MessageId) -> tuple[Node, ...]:
         """The origins of a message that some session of this user here was given and has not acked."""
-        found: set[Node] = set()
+        found: tuple[Node, ...] = ()
         for session in self.of(openid):
-            found.update(session.unacked.get(message_id, ()))
+            origins = session.unacked.get(message_id, ())
+            found = tuple({*found, *origins}) if found else origins
         return found

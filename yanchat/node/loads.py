@@ -80,7 +80,7 @@ class Loads:
             return
         items = self._mailboxes.items
         found = [
-            items.get(row.envelope.key) or Item(row, row.attempts > 0 or row.envelope.order < self._first_order)
+            items.get(row.envelope.key) or Item.read(row, row.attempts > 0 or row.envelope.order < self._first_order)
             for row in rows
         ]
         for item in tray.end_load(found, HELD_AT_MOST):

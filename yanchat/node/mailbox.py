@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from yanchat.config import LimitSettings
-from yanchat.model import Key, Notice, OpenId, Place, Row, Step
+from yanchat.model import OPEN, Envelope, Key, Notice, OpenId, Place, Row, Step
 from yanchat.ports import Tray
 
 HELD_AT_MOST = 256
@@ -33,18 +33,24 @@ class Item:
         "told",
     )
 
-    def __init__(self, row: Row, before: bool) -> None:
-        self.envelope, self.rank, self.told = row.envelope, row.rank, row.told
-        self.attempts, self.sent_at, self.arrived_at, self.settled_at = (
-            row.attempts,
-            row.sent_at,
-            row.arrived_at,
-            row.settled_at,
-        )
-        self.before = before
+    def __init__(self, envelope: Envelope) -> None:
+        """A row that was accepted just now."""
+        self.envelope = envelope
+        self.rank = self.told = OPEN
+        self.attempts = self.sent_at = self.arrived_at = self.settled_at = 0
+        self.before = False
         """The user may have had it from an earlier life of this node."""
         self.sent: dict[Place, tuple[int, float]] = {}
         self.since: float | None = None
+
+    @classmethod
+    def read(cls, row: Row, before: bool) -> Item:
+        """A row as it stands on disk."""
+        item = cls(row.envelope)
+        item.rank, item.told, item.before = row.rank, row.told, before
+        item.attempts, item.sent_at = row.attempts, row.sent_at
+        item.arrived_at, item.settled_at = row.arrived_at, row.settled_at
+        return item
 
     @property
     def key(self) -> Key:
@@ -133,6 +139,7 @@ class Mailbox:
         "_gone",
         "_window",
         "calm_until",
+        "held_back",
         "looking",
         "messages",
         "next_due",
@@ -148,6 +155,8 @@ class Mailbox:
         self.route: list[Place] = []
         self.calm_until = self._backoff = 0.0
         self._gone = False
+        self.held_back = False
+        """There is more than the window takes, or than is in memory."""
         self.looking = False
         """A round is under way with it."""
         self._window: list[Item] = []
@@ -188,11 +197,13 @@ class Mailbox:
         """
         window, route, places = self._window, self.route, len(self.route)
         window.clear()
+        self.held_back = not (self.messages.complete and self.notices.complete)
         for tray in (self.messages, self.notices):
             size = count = 0
             for item in tray.rows.values():
                 size += len(item.envelope.text)
                 if count >= limits.window or (count and size > limits.window_bytes):
+                    self.held_back = True
                     break
                 count += 1
                 window.append(item)

@@ -59,7 +59,7 @@ class Mailboxes:
     def accepted(self, envelope: Envelope) -> None:
         """A row is on disk."""
         if envelope.key not in self.items:  # else it was read in the very transaction that stored it
-            item = Item(Row(envelope, OPEN), before=False)
+            item = Item(envelope)
             if self.box(envelope.recipient).messages.put(item):
                 self.items[item.key] = item
         self.nudge(envelope.recipient)
@@ -135,7 +135,7 @@ class Mailboxes:
     def followed(self, row: Row, rank: int, at: int) -> None:
         """The disk has raised a row that was not in memory; `row` as it was before. Memory follows."""
         self._count(row.envelope, row.rank, rank)
-        item = self.items.get(row.envelope.key) or Item(row, before=True)
+        item = self.items.get(row.envelope.key) or Item.read(row, before=True)
         if rank > item.rank:
             self._raise(item, rank, at)
 
@@ -160,7 +160,8 @@ class Mailboxes:
             if envelope.order in box.notices.rows or box.notices.put(item):
                 box.notices.rows[envelope.order] = item
                 self.items[item.key] = item
-            self._calm(box)
+            box.calm_down()
+            self.nudge(envelope.sender)
 
     def told(self, item: Item, rank: int) -> bool:
         """The sender knows this rank; false when he did before."""
@@ -177,13 +178,17 @@ class Mailboxes:
         return True
 
     def _calm(self, box: Mailbox) -> None:
-        """Something has gone out of it: no reason to wait any more; when it is empty, it goes as well."""
-        if box.empty and not box.looking and box.openid not in self.awaited:
+        """Something has gone out of it: a reason to look only if that lets something else go on."""
+        held_back = box.held_back or box.calm_until > 0.0
+        box.calm_down()
+        if not box.empty:
+            if held_back:
+                self.nudge(box.openid)
+        elif box.looking or box.openid in self.awaited:
+            self.nudge(box.openid)
+        else:
             del self.boxes[box.openid]
             self._nudged.pop(box.openid, None)
-        else:
-            box.calm_down()
-            self.nudge(box.openid)
 
     def box(self, openid: OpenId) -> Mailbox:
         """The user's mailbox, made when there is none."""
