@@ -74,10 +74,10 @@ class Claims:
             except RegistryUnavailable as error:
                 structlog.get_logger().warning("registry.claim_failed", error=str(error))
                 self._releases = releases + self._releases
-                for session, again in claims.items():
+                for session in claims:
                     if session.open:
                         self._greet(session, pending=True)
-                        self._claims[session] = again and self._claims.get(session, True)
+                        self._claims[session] = False  # it may have been news, of which nobody was told
                 await trio.sleep(AGAIN_AFTER)
                 self._wake.set()
 
