@@ -18,7 +18,13 @@ _WRONG_SETTINGS: Final = (
     redis.exceptions.AuthenticationWrongNumberOfArgsError,
     redis.exceptions.NoPermissionError,
 )
-_WRONG_TEXTS: Final = ("certificate verify failed", "invalid database", "DB index is out of range")
+_WRONG_TEXTS: Final = (
+    "certificate verify failed",
+    "certificate required",
+    "unknown ca",
+    "invalid database",
+    "DB index is out of range",
+)
 _ASK_ANOTHER: Final = (redis.ConnectionError, redis.ReadOnlyError)
 _DRIVERS: Final = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
 
@@ -64,7 +70,8 @@ class Connection:
         """What the caller of the port gets for a driver's error; our own pass through."""
         if isinstance(error, YanchatError) or not isinstance(error, _DRIVERS):
             return error
-        wrong = isinstance(error, _WRONG_SETTINGS) or any(text in str(error) for text in _WRONG_TEXTS)
+        reason = str(error).rstrip(".")
+        wrong = isinstance(error, _WRONG_SETTINGS) or any(text in reason for text in _WRONG_TEXTS)
         if wrong and not self.proven:
-            return ConfigError(f"Redis refuses this node: {error}; check redis.url, the user, password and TLS files.")
-        return RegistryUnavailable(f"Redis does not serve: {error}.")
+            return ConfigError(f"Redis refuses this node: {reason}; check redis.url, the user, password and TLS files.")
+        return RegistryUnavailable(f"Redis does not serve: {reason}.")
