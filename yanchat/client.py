@@ -1,16 +1,18 @@
-"""What talks to nodes from outside: a client's session over WebSocket, kept over reconnections, and an operator's
-questions over the admin socket. Used by the command line, the tests, and Python programs.
+"""A client's session with a node over WebSocket: connect, send, receive, ack; and how it is kept over reconnections.
+
+Used by the command line, the tests, and Python programs.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any, Final
-from urllib.parse import SplitResult, urlencode, urlsplit
+from typing import Final
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 import trio
 from trio_websocket import (
@@ -20,8 +22,9 @@ from trio_websocket import (
     WebSocketConnection,
     wrap_client_stream,
 )
+from wsproto.utilities import LocalProtocolError
 
-from yanchat.errors import NotAllowed, NotFound, StoreUnavailable, Unreachable, UsageError, YanchatError
+from yanchat.errors import NotAllowed, Unreachable, UsageError, YanchatError
 from yanchat.protocol import client_frames
 from yanchat.protocol.client_frames import Frame, Hello, Message
 
@@ -31,7 +34,6 @@ SILENCE_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 15.0
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 10.0
-ADMIN_SECONDS: Final = 30.0
 FINAL_CODES: Final = {
     1003: "it takes text frames only",
     1007: "a frame was not UTF-8",
@@ -74,6 +76,8 @@ class Client:
             await self._websocket.send_message(frame)
         except ConnectionClosed as closed:
             raise _disconnected(closed) from None
+        except LocalProtocolError:  # the node's closing frame is here, and the library has not come to it yet
+            raise Disconnected(1006, "") from None
 
     async def receive(self) -> Frame:
         """The next frame. Cancelled: none is lost."""
@@ -103,7 +107,7 @@ def _disconnected(closed: ConnectionClosed) -> Disconnected:
 
 @asynccontextmanager
 async def connect(url: str, openid: str, name: str = "", token: str = "") -> AsyncIterator[Client]:
-    """A session at a node. Raises Unreachable, NotAllowed (400, 401, 403) or UsageError (no URL of a WebSocket)."""
+    """A session at a node. Raises Unreachable, NotAllowed (401, 403) or UsageError (400, or no URL of a WebSocket)."""
     try:
         parts = urlsplit(url)
         valid = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and parts.port != 0
@@ -111,8 +115,10 @@ async def connect(url: str, openid: str, name: str = "", token: str = "") -> Asy
         valid = False
     if not valid:
         raise UsageError(f"{url!r} is no WebSocket URL; write it as ws://127.0.0.1:8084/ws.")
+    if not name.isprintable() or not re.fullmatch(r"[\w.=-]*", token, re.ASCII):
+        raise UsageError("A name has printable characters only, and a token letters, digits and -_.= only.")
     query = urlencode({"openid": openid} | ({"userName": name} if name else {}))
-    resource = f"{parts.path if parts.path not in {'', '/'} else '/ws'}?{query}"
+    resource = f"{quote(parts.path, safe='/%') if parts.path not in {'', '/'} else '/ws'}?{query}"
     headers = [(b"authorization", b"Bearer " + token.encode())] if token else []
     inside: BaseException | None = None
     try:
@@ -127,8 +133,8 @@ async def connect(url: str, openid: str, name: str = "", token: str = "") -> Asy
                 raise
     except ConnectionRejected as rejected:
         text = (rejected.body or b"").decode(errors="replace").strip() or f"status {rejected.status_code}"
-        kind: type[YanchatError] = NotAllowed if rejected.status_code in {400, 401, 403} else Unreachable
-        raise kind(f"{url} refuses: {text}") from None
+        kinds = {400: UsageError, 401: NotAllowed, 403: NotAllowed}
+        raise kinds.get(rejected.status_code, Unreachable)(f"{url} refuses: {text}") from None
     except (HandshakeError, trio.TooSlowError, OSError) as error:
         if inside is error:
             raise
@@ -148,31 +154,40 @@ async def _websocket(
             stream = await trio.open_ssl_over_tcp_stream(host, port, https_compatible=True)
         else:
             stream = await trio.open_tcp_stream(host, port)
-    first: list[BaseException] = []
+    body: BaseException | None = None
+    closing = False
     try:
         async with stream, trio.open_nursery() as nursery:
+            with trio.fail_after(CONNECT_SECONDS):
+                websocket = await wrap_client_stream(
+                    nursery,
+                    stream,
+                    parts.netloc.rpartition("@")[2],
+                    resource,
+                    extra_headers=headers,
+                    max_message_size=16 << 20,
+                    message_queue_size=256,
+                )
             try:
-                with trio.fail_after(CONNECT_SECONDS):
-                    websocket = await wrap_client_stream(
-                        nursery,
-                        stream,
-                        parts.netloc.rpartition("@")[2],
-                        resource,
-                        extra_headers=headers,
-                        max_message_size=16 << 20,
-                        message_queue_size=256,
-                    )
-                try:
-                    yield websocket
-                finally:  # not shielded: when we are cancelled, so is the library's reader, and no answer is seen
-                    with trio.move_on_after(CLOSE_SECONDS):
-                        await websocket.aclose()
+                yield websocket
             except BaseException as error:
-                first.append(error)
+                body = error
                 raise
+            finally:  # not shielded: when we are cancelled, so is the library's reader, and no answer is seen
+                closing = True
+                with trio.move_on_after(CLOSE_SECONDS):
+                    await websocket.aclose()
             nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:  # one reason is enough: the library's own, or what came out of the body
-        reasons = [error for error in (*group.exceptions, *first) if not isinstance(error, trio.Cancelled)]
+    except BaseExceptionGroup as group:  # one reason is enough: what came out of the body, else the library's own
+        if body is None and closing:
+            return  # the library stumbles over a ping that comes after it has begun to close
+        if body is not None and (
+            not isinstance(body, trio.Cancelled) or trio.current_effective_deadline() == -math.inf
+        ):
+            raise body from None
+        if body is not None:
+            raise Disconnected(1006, "") from None
+        reasons = [error for error in group.exceptions if not isinstance(error, trio.Cancelled)]
         raise (reasons or group.exceptions)[0] from None
 
 
@@ -188,6 +203,8 @@ async def _first(websocket: WebSocketConnection, url: str) -> str | bytes:
 
 def _why(error: BaseException) -> str:
     """The root of it: one reason is enough when several attempts failed."""
+    if isinstance(error, trio.TooSlowError):
+        return f"no answer within {CONNECT_SECONDS:.0f} s"
     while isinstance(error, BaseExceptionGroup) or error.__cause__ is not None:
         error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error
     if isinstance(error, OSError) and error.errno:
@@ -241,38 +258,3 @@ def _first_of(group: BaseExceptionGroup[YanchatError]) -> YanchatError:
         error = error.exceptions[0]
     assert isinstance(error, YanchatError)
     return error
-
-
-class NotRunning(Unreachable):
-    """Nothing serves the admin socket."""
-
-
-async def ask_node(
-    socket: Path, method: str, path: str, *, query: Mapping[str, str] | None = None, body: object = None
-) -> Any:
-    """Ask a running node over its admin socket; the JSON that it answers.
-
-    Raises NotRunning, Unreachable (no answer in time), NotAllowed (another user's node), and what the node says.
-    """
-    import httpx  # noqa: PLC0415 - takes longer to load than all the rest, and only operators need it
-
-    if not socket.exists():
-        raise NotRunning(f"No node serves {socket}; start it with `yanchat serve`.")
-    if not os.access(socket, os.R_OK | os.W_OK):
-        raise NotAllowed(f"{socket} belongs to another user; call this as the user that runs the node.")
-    transport = httpx.AsyncHTTPTransport(uds=str(socket))
-    try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://node", timeout=ADMIN_SECONDS) as http:
-            response = await http.request(method, path, params=query, json=body)
-    except httpx.ConnectError:
-        raise NotRunning(f"No node serves {socket}; start it with `yanchat serve`.") from None
-    except httpx.TransportError as error:
-        raise Unreachable(f"The node behind {socket} does not answer ({_why(error)}); see its log.") from None
-    if response.is_success:
-        return response.json()
-    kinds = {400: UsageError, 404: NotFound, 503: StoreUnavailable}
-    try:
-        sentence = str(response.json()["error"])
-    except (ValueError, TypeError, KeyError):
-        sentence = f"The node behind {socket} answers with status {response.status_code}; see its log."
-    raise kinds.get(response.status_code, YanchatError)(sentence)

@@ -15,7 +15,7 @@ from tests.running import RunningNode, call, command, environment, read_line, ru
 from yanchat.cli.app import run
 
 COMMANDS = ("serve", "send", "listen", "servers", "clients", "outbox", "redeliver", "demo")
-SHARED = ("--config", "--state-dir", "--json", "--ndjson", "--debug")
+SHARED = ("--config", "--state-dir", "--profile", "--redis", "--kafka", "--json", "--ndjson", "--debug")
 ASKING = (
     ("servers",),
     ("clients",),
@@ -95,6 +95,11 @@ def test_without_a_node_it_says_how_to_start_one(arguments: tuple[str, ...], tmp
         (["send", "bob", "hi", "--request-id", ""], "request id"),
         (["send", "bob", "hi", "--request-id", "x" * 65], "64"),
         (["send", "bob", "-", "--count", "2"], "stdin"),
+        (["send", "bob", "\udcff"], "UTF-8"),
+        (["send", "bob", "hi", "--timeout", "nan"], "--timeout"),
+        (["send", "bob", "hi", "--token", "a\nb", "--url", "ws://127.0.0.1:1"], "token"),
+        (["send", "bob", "hi", "--name", "\udcff", "--url", "ws://127.0.0.1:1"], "name"),
+        (["listen", "--as", "bob", "--url", "http://127.0.0.1:8084"], "ws://127.0.0.1:8084/ws"),
         (["send", ",".join(f"u{n}" for n in range(101)), "hi"], "100"),
         (["listen"], "--as"),
         (["listen", "--as", "a b"], "--as"),
@@ -158,6 +163,8 @@ def test_a_bad_variable_ends_with_78_and_an_unknown_one_is_warned_of(tmp_path: P
     unknown = call("servers", state=tmp_path, env={"YANCHAT_YES": "1", "YANCHAT_DEBUG": "", "YANCHAT_TOKEN": "x"})
     assert unknown.stderr.splitlines()[0] == "YANCHAT_YES is not a setting of yanchat and is ignored."
     assert len(unknown.stderr.splitlines()) == 2
+    near = call("servers", state=tmp_path, env={"YANCHAT_STATE_DIR": "x"})
+    assert "did you mean YANCHAT_NODE_STATE_DIR?" in near.stderr
 
 
 def test_options_stand_before_and_behind_the_positionals_and_before_the_command(tmp_path: Path) -> None:
@@ -189,7 +196,7 @@ def test_the_completion_script_is_printed_and_completes() -> None:
     script = call(env={"_YANCHAT_COMPLETE": "source_bash"})
     assert script.returncode == 0
     assert "complete -o default -F _yanchat_completion yanchat" in script.stdout
-    for words, expected in (("yanchat ser", {"serve", "servers"}), ("yanchat send --re", {"--request-id"})):
+    for words, expected in (("yanchat ser", {"serve", "servers"}), ("yanchat send --req", {"--request-id"})):
         asked = {"_YANCHAT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         assert set(call(env=asked).stdout.split()) == expected
 

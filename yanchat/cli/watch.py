@@ -23,7 +23,7 @@ async def watch(
     """
     import trio
 
-    if seconds < SHORTEST:
+    if not seconds >= SHORTEST:  # NaN is neither
         raise UsageError(f"--watch takes {SHORTEST} seconds or more.")
     if out.form == "json":
         raise UsageError("--watch never ends, so it is no single JSON document; take --ndjson.")

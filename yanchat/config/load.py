@@ -25,7 +25,12 @@ _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86
 _SIZE_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
-_FLAGS: Final = {("log", "format"): "--log-format", ("log", "level"): "--log-level"}
+_FLAGS: Final = {
+    ("redis", "url"): "--redis",
+    ("kafka", "brokers"): "--kafka",
+    ("log", "format"): "--log-format",
+    ("log", "level"): "--log-level",
+}
 """The options that are not called as their key is."""
 
 Options = Mapping[tuple[str, str], Any]
@@ -116,10 +121,16 @@ def _from_environment(
         section, _, key = variable.removeprefix(PREFIX).lower().partition("_")
         known = fields_of(section)
         if key not in known or key == "librdkafka":
-            warnings.append(f"{variable} is not a setting of yanchat and is ignored.")
+            near = difflib.get_close_matches(variable, _variables(), 1, 0.8)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            warnings.append(f"{variable} is not a setting of yanchat and is ignored{hint}")
             continue
         values.setdefault(section, {})[key] = _convert(section, key, text, variable)
         origins[section, key] = variable
+
+
+def _variables() -> list[str]:
+    return [f"{PREFIX}{section}_{key}".upper() for section in Settings.__struct_fields__ for key in fields_of(section)]
 
 
 def _convert(section: str, key: str, value: Any, where: str) -> Any:
