@@ -92,7 +92,9 @@ async def _run(
                 structlog.get_logger().info("node.ready", node=work.node, url=url, version=__version__)
                 ready(url)
             await stopping.wait()
-            await _drain(work, edge)
+            if not starting.cancelled_caught:  # else it was told to stop while it waited for the registry or the bus
+                await _drain(work, edge)
+            await _leave(work)
             nursery.cancel_scope.cancel()
     except* YanchatError as group:
         raise _first(group) from None  # the first reason ends the node; the others follow from it
@@ -110,7 +112,7 @@ async def _cancel_when(stopping: trio.Event, scope: trio.CancelScope) -> None:
 
 
 async def _drain(work: Assembly, edge: Edge) -> None:
-    """Stop accepting, finish commits, close the clients, leave."""
+    """Stop accepting, finish commits, close the clients."""
     structlog.get_logger().info("node.draining", connections=edge.connections)
     work.reception.draining = True
     edge.stop_accepting()
@@ -124,8 +126,12 @@ async def _drain(work: Assembly, edge: Edge) -> None:
         await edge.empty.wait()
     with trio.move_on_after(FLUSHED_WITHIN):
         await work.idle()
-    with trio.move_on_after(FLUSHED_WITHIN), suppress(YanchatError):
-        await work.lease.leave()
+
+
+async def _leave(work: Assembly) -> None:
+    if work.lease.joined.is_set():
+        with trio.move_on_after(FLUSHED_WITHIN), suppress(YanchatError):
+            await work.lease.leave()
     structlog.get_logger().info("node.stopped")
 
 
