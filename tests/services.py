@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,8 @@ class Server:
 
     def start(self, *, wait: bool = True) -> None:
         """Start it, and wait until it answers."""
+        # The kernel takes the thread for the parent, and a worker thread ends some time.
+        lasting = self._outlives_us or threading.current_thread() is not threading.main_thread()
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(),
@@ -56,7 +59,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=None if self._outlives_us else _die_with_parent,  # noqa: PLW1509 - one system call
+                preexec_fn=None if lasting else _die_with_parent,  # noqa: PLW1509 - one system call
             )
         if wait:
             self.wait()

@@ -258,7 +258,7 @@ async def test_a_broker_that_is_away_at_the_start_is_waited_for(kafka_broker: Ka
         with trio.move_on_after(1):
             await ready.wait()
         assert not ready.is_set()
-        await trio.to_thread.run_sync(kafka_broker.start)
+        kafka_broker.start(wait=False)
         with trio.fail_after(PATIENCE):
             await ready.wait()
 
@@ -282,7 +282,8 @@ async def test_nothing_is_lost_or_out_of_order_over_a_crash_of_the_broker(
             publish(number)
             await trio.lowlevel.checkpoint()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, kafka_broker.start)
+            kafka_broker.start(wait=False)
+            nursery.start_soon(trio.to_thread.run_sync, kafka_broker.wait)
             found = await take(batches, 200)
         assert found == [pull(number) for number in range(100, 300)]
         with trio.fail_after(PATIENCE):

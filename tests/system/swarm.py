@@ -30,6 +30,7 @@ class User:
         self.refused: list[Receipt] = []
         self.away = False
         self.reconnects = 0
+        self._stay = trio.CancelScope()
 
     async def live(self) -> None:
         """Be connected, somewhere, as long as the swarm lives."""
@@ -39,7 +40,8 @@ class User:
                     async with connect(self.swarm.pick(), self.name) as self.client:
                         for request, (to, text) in list(self.unanswered.items()):
                             await self.client.send((to,), text, request_id=request)
-                        await self._listen(self.client)
+                        with trio.CancelScope() as self._stay:
+                            await self._listen(self.client)
                 except YanchatError:
                     self.reconnects += 1
                 finally:
@@ -60,6 +62,10 @@ class User:
                     self.refused.append(frame)
             elif isinstance(frame, Settled):
                 self.told[frame.message_id, frame.recipient].append(frame.status)
+
+    def hop(self) -> None:
+        """End the session, to connect again at once, perhaps elsewhere."""
+        self._stay.cancel()
 
     async def send(self, to: str) -> None:
         """Send something, now or at the next connection; repeated until it is receipted."""

@@ -126,12 +126,13 @@ class Complaints:
     """Errors that librdkafka repeats at every attempt, logged when they are new and every half minute."""
 
     def __init__(self) -> None:
-        self._last, self._until = 0, 0.0
+        self._quiet: dict[int, float] = {}
+        """The errors, by their code, and until when they are not said again."""
 
     def __call__(self, event: str, error: KafkaError) -> None:
         now = time.monotonic()
-        if error.code() != self._last or now >= self._until:
-            self._last, self._until = error.code(), now + REPEATED_AFTER
+        if now >= self._quiet.get(error.code(), 0.0):
+            self._quiet[error.code()] = now + REPEATED_AFTER
             structlog.get_logger().warning(event, error=error.str())
 
 

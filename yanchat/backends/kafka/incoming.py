@@ -29,7 +29,7 @@ BATCH: Final = 500
 AHEAD: Final = 4
 """Batches that may wait for the loop; then the thread stops reading."""
 POLL_SECONDS: Final = 0.2
-ASK_SECONDS: Final = 3.0
+ASK_SECONDS: Final = 1.5
 AGAIN_AFTER: Final = 0.3
 FATAL_AT_MOST: Final = 3
 _TOPIC_GONE: Final = (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART)

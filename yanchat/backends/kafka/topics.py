@@ -13,7 +13,8 @@ from confluent_kafka.cimpl import NewTopic
 from yanchat.backends.kafka.clients import Config, make
 from yanchat.config import KafkaSettings
 
-ASK_SECONDS: Final = 3.0
+ASK_SECONDS: Final = 1.5
+CREATE_SECONDS: Final = 5.0
 KNOWN_WITHIN: Final = 10.0
 LONGEST_SEGMENT: Final = 6 * 3600.0
 """Kafka removes whole segments: a record lives for the retention and up to one segment's time."""
@@ -50,7 +51,7 @@ class Topics:
             config["min.insync.replicas"] = str(settings.min_insync_replicas)
         topic = NewTopic(name, settings.partitions, settings.replication_factor or -1, config=config)
         admin = make(AdminClient, self._config)  # it has to live until it has answered
-        asked = admin.create_topics([topic], request_timeout=ASK_SECONDS)
+        asked = admin.create_topics([topic], request_timeout=CREATE_SECONDS)
         try:
             asked[name].result()
             structlog.get_logger().info("bus.topic_made", topic=name)
