@@ -179,8 +179,10 @@ async def pause_kafka(site: Site) -> None:
 async def test_nothing_is_lost_over_a_fault(site: Site, fault: Callable[[Site], Awaitable[None]]) -> None:
     """Every receipted message arrives, its sender is told, nothing comes twice, and nobody ends who was not killed."""
     before = [node.pid for node in site.nodes]
-    async with talking(site):
+    async with talking(site) as swarm:
         await fault(site)
+    if fault not in (kill_nodes, stop_a_node_past_its_lease):
+        assert not sum(user.reconnects for user in swarm.users.values()), "a service's failure is not the clients'"
     if fault is not kill_nodes:
         assert [node.pid for node in site.nodes] == before
         assert all(node.process and node.process.poll() is None for node in site.nodes)

@@ -28,25 +28,26 @@ Sent = tuple[str, str | None, bytes, dict[str, str | bytes | None]]
 
 
 class _Parcel:
-    """The records of one call: how many are under way, and whether all have been stored so far."""
+    """The records of one call that somebody wants to know of: how many are under way, and whether all were stored."""
 
     __slots__ = ("ok", "open", "stored")
 
-    def __init__(self, stored: Callable[[bool], None] | None) -> None:
+    def __init__(self, stored: Callable[[bool], None]) -> None:
         self.open, self.ok, self.stored = 0, True, stored
 
 
 class Outgoing:
-    """Made and used on the trio loop; `run` serves the delivery reports there."""
+    """Made and used on the trio loop; `run` serves the delivery reports there, of which only those that count."""
 
     def __init__(self, config: Config, failed: Callable[[str], None]) -> None:
         self._config = {**config, "error_cb": self._on_error}
         self._producer = make(Producer, self._config)
         self._failed, self._complain = failed, Complaints()
-        self._reports: deque[tuple[_Parcel, KafkaError | None]] = deque()
-        self._open = 0
+        self._reports: deque[tuple[_Parcel | None, KafkaError | None]] = deque()
+        self._sent, self._reported = 0, 0
+        """Records, counted by the loop and by the thread."""
         self._wake, self._idle = trio.Event(), trio.Event()
-        self._idle.set()
+        self._flushing = False
         self._closing = False
         self._fatal: KafkaError | None = None
         self._fatal_at: deque[float] = deque(maxlen=FATAL_AT_MOST)
@@ -57,26 +58,27 @@ class Outgoing:
 
     def send(self, records: Iterable[Sent], stored: Callable[[bool], None] | None) -> None:
         """Queue records. `stored` is called once, from `run`."""
-        parcel = _Parcel(stored)
+        parcel = _Parcel(stored) if stored is not None else None
 
         def report(error: KafkaError | None, _: Any) -> None:
-            self._reports.append((parcel, error))
+            self._reported += 1
+            if error is not None or parcel is not None:
+                self._reports.append((parcel, error))
 
         for topic, key, value, headers in records:
-            parcel.open += 1
+            if parcel is not None:
+                parcel.open += 1
             try:
                 self._producer.produce(topic, value, key, on_delivery=report, headers=headers)
+                self._sent += 1
             except BufferError:
                 self._refuse(parcel, KafkaError(KafkaError._QUEUE_FULL))
             except KafkaException as error:
                 self._refuse(parcel, error.args[0])
-        if not parcel.open and stored is not None:
-            stored(True)
-        self._open += parcel.open
-        if self._open and self._idle.is_set():
-            self._idle = trio.Event()
+        if parcel is not None and not parcel.open:
+            parcel.stored(True)
 
-    def _refuse(self, parcel: _Parcel, error: KafkaError) -> None:
+    def _refuse(self, parcel: _Parcel | None, error: KafkaError) -> None:
         self._reports.append((parcel, error))
         self._rouse()
 
@@ -89,23 +91,26 @@ class Outgoing:
             while self._reports:
                 parcel, error = self._reports.popleft()
                 if error is not None:
-                    parcel.ok = False
                     failures[error.str()] = failures.get(error.str(), 0) + 1
-                parcel.open -= 1
-                self._open -= 1
-                if not parcel.open and parcel.stored is not None:
-                    parcel.stored(parcel.ok)
+                if parcel is not None:
+                    parcel.open -= 1
+                    parcel.ok = parcel.ok and error is None
+                    if not parcel.open:
+                        parcel.stored(parcel.ok)
             for reason, records in failures.items():
                 structlog.get_logger().warning("bus.not_stored", reason=reason, records=records)
                 self._failed(reason)
-            if not self._open:
+            if self._sent == self._reported:
                 self._idle.set()
             if self._given_up is not None:
                 raise self._given_up
 
     async def idle(self) -> None:
         """Wait until nothing is under way."""
-        await self._idle.wait()
+        while self._sent != self._reported or self._reports:
+            self._idle, self._flushing = trio.Event(), True  # the thread looks at it at least every POLL_SECONDS
+            await self._idle.wait()
+        self._flushing = False
 
     async def close(self) -> None:
         """Give up what is still under way; `idle` before, bounded, is what waits for it."""
@@ -125,7 +130,8 @@ class Outgoing:
 
     def _poll_once(self) -> None:
         try:
-            if self._producer.poll(POLL_SECONDS):
+            self._producer.poll(POLL_SECONDS)
+            if self._reports or (self._flushing and self._sent == self._reported):
                 self._tell()
         except KafkaException as exception:  # a fatal error comes out of here as well
             self._on_error(exception.args[0])
