@@ -146,8 +146,7 @@ class Looks:
                     if not places:
                         continue
                     redelivered = before or cause == "retry"
-                    for node in dict.fromkeys(node for node, _ in places):
-                        sessions = tuple(session for at, session in places if at == node)
+                    for node, sessions in _by_node(places):
                         out.setdefault(node, []).append(self._record(item, sessions, cause, redelivered))
                     for place in places:
                         attempt = item.sent[place][0] + 1 if place in item.sent else 0
@@ -157,7 +156,6 @@ class Looks:
                     item.attempts += 1
                     item.sent_at = item.sent_at or wall
                     self._counters.redelivered += bool(again)
-            box.note_due()
         for node, records in out.items():
             self._hand_over(node, records)
 
@@ -194,3 +192,10 @@ class Looks:
                 self._hand_over(node, [Push(self._node, row.envelope, tuple(ids), "retry", True)])
             pushed += bool(sessions)
         return pushed
+
+
+def _by_node(places: list[Place]) -> list[tuple[Node, tuple[SessionId, ...]]]:
+    if len(places) == 1:
+        return [(places[0][0], (places[0][1],))]
+    nodes = dict.fromkeys(node for node, _ in places)
+    return [(node, tuple(session for at, session in places if at == node)) for node in nodes]

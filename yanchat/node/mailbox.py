@@ -6,7 +6,8 @@ rows; a tray that is not complete has more on disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from yanchat.config import LimitSettings
 from yanchat.model import OPEN, Envelope, Key, Notice, OpenId, Place, Row, Step
@@ -83,30 +84,49 @@ class Item:
 
 
 class TrayRows:
-    """The oldest rows of one tray, by order. While a load is under way, `missed` and `left` say what it cannot know."""
+    """The oldest rows of one tray, by order; those in flight come first.
 
-    __slots__ = ("complete", "left", "loading", "missed", "rows")
+    While a load is under way, `missed` and `left` say what it cannot know.
+    """
+
+    __slots__ = ("changed", "complete", "flying", "flying_bytes", "left", "loading", "missed", "rows")
 
     def __init__(self, complete: bool) -> None:
         self.rows: dict[int, Item] = {}
         self.complete = complete
+        self.flying = self.flying_bytes = 0
+        """How many of the first rows are within the window, and the size of their texts."""
+        self.changed = False
+        """Rows have changed otherwise than by coming last and going: all of the window is to be looked at."""
         self.loading = self.missed = False
         self.left: set[int] = set()
 
+    @property
+    def empty(self) -> bool:
+        return self.complete and not self.rows and not self.loading
+
+    @property
+    def oldest(self) -> float:
+        """Since when the first row is in flight."""
+        first = next(iter(self.rows.values()), None)
+        return NEVER if first is None or first.since is None else first.since
+
     def put(self, item: Item) -> bool:
-        """Take a new row, if it belongs to the oldest; else it stays on disk alone."""
+        """Take a new row, if it belongs to the oldest; else it stays on disk alone. One that is here is looked at anew."""
+        if item.envelope.order in self.rows:
+            self.rows[item.envelope.order], self.changed = item, True
+            return True
         if self.complete and not self.loading and len(self.rows) < HELD_AT_MOST:
             self.rows[item.envelope.order] = item
             return True
         self.complete, self.missed = False, True
         return False
 
-    @property
-    def empty(self) -> bool:
-        return self.complete and not self.rows and not self.loading
-
     def drop(self, order: int) -> None:
-        self.rows.pop(order, None)
+        item = self.rows.pop(order, None)
+        if item is not None and item.sent:
+            self.flying -= 1
+            self.flying_bytes -= len(item.envelope.text)
         if self.loading:
             self.left.add(order)
 
@@ -120,7 +140,7 @@ class TrayRows:
             self.rows[item.envelope.order] = item
         self.rows = dict(sorted(self.rows.items()))
         self.complete = len(items) < limit and not self.missed
-        self.loading, self.left = False, set()
+        self.loading, self.left, self.changed = False, set(), True
         return new
 
     def give_up_load(self) -> None:
@@ -136,15 +156,14 @@ class Mailbox:
 
     __slots__ = (
         "_backoff",
+        "_filled",
         "_gone",
-        "_window",
         "calm_until",
         "held_back",
         "looking",
         "messages",
         "next_due",
         "notices",
-        "oldest",
         "openid",
         "route",
     )
@@ -153,15 +172,15 @@ class Mailbox:
         self.openid = openid
         self.messages, self.notices = TrayRows(complete), TrayRows(complete)
         self.route: list[Place] = []
+        self._filled: list[Place] = []
         self.calm_until = self._backoff = 0.0
         self._gone = False
         self.held_back = False
         """There is more than the window takes, or than is in memory."""
         self.looking = False
         """A round is under way with it."""
-        self._window: list[Item] = []
-        self.next_due = self.oldest = NEVER
-        """Since when the oldest unsettled row is in flight."""
+        self.next_due = NEVER
+        """When a row of the window may be due again."""
 
     def trays(self) -> tuple[tuple[Tray, TrayRows], tuple[Tray, TrayRows]]:
         return ("messages", self.messages), ("notices", self.notices)
@@ -170,14 +189,28 @@ class Mailbox:
     def empty(self) -> bool:
         return self.messages.empty and self.notices.empty
 
+    @property
+    def oldest(self) -> float:
+        """Since when the oldest unsettled row is in flight."""
+        return min(self.messages.oldest, self.notices.oldest)
+
     def items(self) -> Iterator[Item]:
         yield from self.messages.rows.values()
         yield from self.notices.rows.values()
 
+    def leave(self, wanted: Callable[[Place], bool]) -> bool:
+        """Nothing is in flight to these places any more. Was anything?"""
+        left = False
+        for _, tray in self.trays():
+            for item in tray.rows.values():
+                for place in [place for place in item.sent if wanted(place)]:
+                    del item.sent[place]
+                    left = tray.changed = True
+        return left
+
     def on_gone(self, place: Place, now: float) -> None:
         """That session is not there: look again, at once at first, then ever less often until an ack or a login."""
-        for item in self.items():
-            item.sent.pop(place, None)
+        self.leave(lambda other: other == place)
         if not self._gone:  # once for each look, however many records say it
             self._gone = True
             self._backoff = min(max(self._backoff * 2, SHORTEST_BACKOFF), LONGEST_BACKOFF)
@@ -193,44 +226,32 @@ class Mailbox:
     def due(self, limits: LimitSettings, now: float) -> Iterator[tuple[Item, list[Place], list[Place]]]:
         """Each open row within the window, oldest first: to which sessions it goes first, and to which again.
 
-        The caller enters into `Item.sent` what it sends, and calls `note_due` behind the last.
+        The caller enters into `Item.sent` what it sends, before it asks for the next.
         """
-        window, route, places = self._window, self.route, len(self.route)
-        window.clear()
-        self.held_back = not (self.messages.complete and self.notices.complete)
+        route, all_again = self.route, now >= self.next_due or self.route != self._filled
+        self._filled, self.held_back = route, not (self.messages.complete and self.notices.complete)
+        next_due = NEVER if all_again or self.messages.changed or self.notices.changed else self.next_due
         for tray in (self.messages, self.notices):
-            size = count = 0
-            for item in tray.rows.values():
-                size += len(item.envelope.text)
-                if count >= limits.window or (count and size > limits.window_bytes):
+            if all_again or next_due == NEVER:
+                tray.flying = tray.flying_bytes = 0
+            tray.changed = False
+            for item in islice(tray.rows.values(), tray.flying, None):
+                size = len(item.envelope.text)
+                if tray.flying >= limits.window or (tray.flying and tray.flying_bytes + size > limits.window_bytes):
                     self.held_back = True
                     break
-                count += 1
-                window.append(item)
-                sent = item.sent
-                if not sent:
-                    yield item, route, []
-                    continue
-                known = 0
-                again = []
-                for place, (_, due) in list(sent.items()):
-                    if place not in route:
-                        del sent[place]  # not there any more; when it shows again, its hub knows what it had
-                        continue
-                    known += 1
-                    if due <= now:
-                        again.append(place)
-                fresh = [place for place in route if place not in sent] if known < places else []
+                tray.flying += 1
+                tray.flying_bytes += size
+                fresh, again = _owed(item.sent, route, now) if item.sent else (route, [])
                 if fresh or again:
                     yield item, fresh, again
+                for _, due in item.sent.values():
+                    next_due = min(next_due, due)
+        self.next_due = next_due
 
-    def note_due(self) -> None:
-        """Note when the next row of the window is due again, and since when the oldest is in flight."""
-        next_due = oldest = NEVER
-        for item in self._window:
-            for _, due in item.sent.values():
-                next_due = min(next_due, due)
-            if item.since is not None and item.since < oldest:
-                oldest = item.since
-        self.next_due, self.oldest = next_due, oldest
-        self._window.clear()
+
+def _owed(sent: dict[Place, tuple[int, float]], route: list[Place], now: float) -> tuple[list[Place], list[Place]]:
+    """To which places a row goes first, and to which it is due again. What is not in the route is forgotten."""
+    for place in [place for place in sent if place not in route]:
+        del sent[place]  # when it shows again, its hub knows what it had
+    return [place for place in route if place not in sent], [place for place, (_, due) in sent.items() if due <= now]

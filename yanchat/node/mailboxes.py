@@ -83,10 +83,8 @@ class Mailboxes:
     def peers_changed(self, nodes: set[Node]) -> None:
         """Nodes died, drained or came back as another incarnation: what was in flight to them is not any more."""
         for openid, box in self.boxes.items():
-            for item in box.items():
-                for place in [place for place in item.sent if place[0] in nodes]:
-                    del item.sent[place]
-                    self.nudge(openid)
+            if box.leave(lambda place: place[0] in nodes):
+                self.nudge(openid)
 
     def sweep(self) -> None:
         """Nudge what is due."""
@@ -110,6 +108,7 @@ class Mailboxes:
             item = self.items.get(key)
             if item is not None and item.rank == OPEN and item.sent:
                 item.sent = {place: (attempt, 0.0) for place, (attempt, _) in item.sent.items()}
+                self.boxes[key[1]].messages.changed = True
                 again += 1
         for openid in {openid for _, openid in keys}:
             self.pulled(openid, stands=False)
@@ -149,16 +148,15 @@ class Mailboxes:
 
     def _raise(self, item: Item, rank: int, at: int) -> None:
         envelope = item.envelope
-        item.rank, item.settled_at, item.sent, item.since = rank, at, {}, None
         self.items.pop(item.key, None)
         box = self.boxes.get(envelope.recipient)
         if box is not None:
             box.messages.drop(envelope.order)
             self._calm(box)
+        item.rank, item.settled_at, item.sent, item.since = rank, at, {}, None
         if item.told < rank:
             box = self.box(envelope.sender)
-            if envelope.order in box.notices.rows or box.notices.put(item):
-                box.notices.rows[envelope.order] = item
+            if box.notices.put(item):
                 self.items[item.key] = item
             box.calm_down()
             self.nudge(envelope.sender)

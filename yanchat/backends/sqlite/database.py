@@ -172,5 +172,10 @@ class Reader:
         except apsw.Error as error:
             raise StoreUnavailable(f"The file cannot be read at this moment: {error}.") from None
 
+    def version(self) -> int:
+        """Another number when any connection but this one has committed since (PRAGMA data_version)."""
+        ((version,),) = self.execute("PRAGMA data_version")
+        return int(version)
+
     def close(self) -> None:
         self._connection.close()

@@ -25,8 +25,13 @@ _CLAIM = f"""INSERT INTO sessions ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?) ON CONFL
 _REAP = f"DELETE FROM sessions AS s WHERE ({_COLUMNS}) = (?,?,?,?,?,?,?,?) AND NOT EXISTS ({_LIVE})"
 _LOCATE = f"""SELECT {", ".join(f"s.{column}" for column in _COLUMNS.split(", "))}
  FROM json_each(?) u CROSS JOIN sessions s ON s.openid = u.value WHERE EXISTS ({_LIVE})"""
+_FIRST_TO_LAPSE = "SELECT coalesce(min(expires), 0) FROM nodes WHERE boot = ? AND expires > ?"
 _PENDING = """SELECT p.openid, p.node FROM json_each(?) u CROSS JOIN pending p ON p.openid = u.value
  JOIN nodes n ON n.node = p.node AND n.boot = ? AND n.expires > ?"""
+
+
+FOUND_AT_MOST = 100_000
+"""Users."""
 
 
 class SqliteRegistry(Registry):
@@ -34,6 +39,8 @@ class SqliteRegistry(Registry):
 
     def __init__(self, lane: Lane[Database], reader: Reader, boot: str, now: Callable[[], int], lease: float) -> None:
         self._lane, self._reader, self._boot, self._now, self._lease = lane, reader, boot, now, lease
+        self._found: dict[OpenId, Sequence[SessionRecord]] = {}
+        self._version, self._until = -1, 0
 
     async def _run(self, work: Callable[[Database], R], *, writes: bool = True) -> R:
         try:
@@ -130,20 +137,32 @@ class SqliteRegistry(Registry):
         await self._run(work)
 
     async def locate(self, openids: Sequence[OpenId]) -> Mapping[OpenId, Sequence[SessionRecord]]:
-        """Every look asks this: it is read on the loop, out of the page cache, and by the lane only when that fails."""
-        users = msgspec.json.encode(list(openids)).decode()
+        """Every look asks this: it is read on the loop, out of the page cache, and by the lane only when that fails.
 
-        def work(db: Reader | Database) -> Mapping[OpenId, Sequence[SessionRecord]]:
-            found: dict[OpenId, list[SessionRecord]] = {}
-            for columns in db.execute(_LOCATE, (users, self._boot, self._now())):
-                session = SessionRecord(*columns)
-                found.setdefault(session.openid, []).append(session)
-            return found
-
+        What was found counts until somebody writes to the file (PRAGMA data_version) or a lease lapses.
+        """
         try:
-            return work(self._reader)
+            version, now = self._reader.version(), self._now()
+            if version != self._version or now >= self._until or len(self._found) > FOUND_AT_MOST:
+                ((until,),) = self._reader.execute(_FIRST_TO_LAPSE, (self._boot, now))
+                self._found, self._version, self._until = {}, version, until
+            found = self._found
+            unknown = [openid for openid in openids if openid not in found]
+            if unknown:
+                found.update(dict.fromkeys(unknown, ()))
+                found.update(self._located(self._reader, unknown))
+            return found
         except StoreUnavailable:
-            return await self._run(work, writes=False)
+            self._version = -1
+            return await self._run(lambda db: self._located(db, openids), writes=False)
+
+    def _located(self, db: Reader | Database, openids: Sequence[OpenId]) -> dict[OpenId, list[SessionRecord]]:
+        users = msgspec.json.encode(list(openids)).decode()
+        found: dict[OpenId, list[SessionRecord]] = {}
+        for columns in db.execute(_LOCATE, (users, self._boot, self._now())):
+            session = SessionRecord(*columns)
+            found.setdefault(session.openid, []).append(session)
+        return found
 
     async def sessions(self, *, node: Node | None = None, openid: OpenId | None = None) -> list[SessionRecord]:
         wanted = {"node": node, "openid": openid}
