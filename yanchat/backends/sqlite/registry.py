@@ -40,7 +40,7 @@ class SqliteRegistry(Registry):
     def __init__(self, lane: Lane[Database], reader: Reader, boot: str, now: Callable[[], int], lease: float) -> None:
         self._lane, self._reader, self._boot, self._now, self._lease = lane, reader, boot, now, lease
         self._found: dict[OpenId, Sequence[SessionRecord]] = {}
-        self._version, self._until = -1, 0
+        self._version, self._found_until = -1, 0
 
     async def _run(self, work: Callable[[Database], R], *, writes: bool = True) -> R:
         try:
@@ -143,9 +143,9 @@ class SqliteRegistry(Registry):
         """
         try:
             version, now = self._reader.version(), self._now()
-            if version != self._version or now >= self._until or len(self._found) > FOUND_AT_MOST:
+            if version != self._version or now >= self._found_until or len(self._found) > FOUND_AT_MOST:
                 ((until,),) = self._reader.execute(_FIRST_TO_LAPSE, (self._boot, now))
-                self._found, self._version, self._until = {}, version, until
+                self._found, self._version, self._found_until = {}, version, until
             found = self._found
             unknown = [openid for openid in openids if openid not in found]
             if unknown:
