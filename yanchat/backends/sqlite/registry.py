@@ -151,7 +151,7 @@ class SqliteRegistry(Registry):
             if unknown:
                 found.update(dict.fromkeys(unknown, ()))
                 found.update(self._located(self._reader, unknown))
-            return found
+            return {openid: there for openid in openids if (there := found[openid])}
         except StoreUnavailable:
             self._version = -1
             return await self._run(lambda db: self._located(db, openids), writes=False)

@@ -17,9 +17,9 @@ from yanchat.protocol.ids import order_from_message_id
 
 COLUMNS: Final = (
     "ord, message_id, recipient, sender, sender_name, request_id, text, file_type, accepted_at,"
-    " rank, told, attempts, sent_at, arrived_at, settled_at, told_at"
+    " rank, told, attempts, sent_at, arrived_at, settled_at, told_at, moved_at, adopted_at"
 )
-_ADD = f"INSERT INTO outbox ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,0,?,0,0,0,0,0)"
+_ADD = f"INSERT INTO outbox ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,0,?,0,0,0,0,0,0,0)"
 _STEP = """UPDATE outbox SET settled_at = CASE WHEN ?2 > rank THEN ?7 ELSE settled_at END,
  rank = max(rank, ?2), told_at = CASE WHEN ?3 > told THEN ?8 ELSE told_at END, told = max(told, ?3),
  attempts = max(attempts, ?4), sent_at = CASE WHEN sent_at = 0 THEN ?5 ELSE sent_at END,
@@ -30,9 +30,10 @@ _BY_ID = "ord = (SELECT ord FROM ids WHERE message_id = ?1 AND recipient = ?2)"
 _KNOWN = f"""SELECT EXISTS (SELECT 1 FROM inbox WHERE message_id = ?1 AND recipient = ?2)
  OR coalesce((SELECT rank FROM outbox WHERE {_BY_ORDER}), (SELECT rank FROM outbox WHERE {_BY_ID}), 0) = {ACKED}"""
 _RECIPIENTS = """SELECT recipient, ord, rank FROM outbox WHERE ord >= ?2 AND ord < ?3 AND message_id = ?1
- UNION SELECT o.recipient, o.ord, o.rank FROM ids i JOIN outbox o ON o.ord = i.ord WHERE i.message_id = ?1"""
+ AND moved_at = 0 UNION
+ SELECT o.recipient, o.ord, o.rank FROM ids i JOIN outbox o ON o.ord = i.ord WHERE i.message_id = ?1 AND moved_at = 0"""
 
-Counter = Literal["added", "given_up_purged", "last_purged", "place", "published"]
+Counter = Literal["added", "adopted", "moved", "given_up_purged", "last_purged", "place", "published"]
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -54,12 +55,10 @@ def add(db: Database, messages: Sequence[Sequence[Envelope]], told: int) -> list
 
 
 def _insert(db: Database, envelopes: Collection[Envelope], told: int) -> None:
-    values, ids = [], []
+    values = []
+    enter_ids(db, envelopes)
     for one in envelopes:
         blob = bytes.fromhex(one.message_id)
-        first, end = orders_of(one.message_id)
-        if not first <= one.order < end:
-            ids.append((blob, one.recipient, one.order))
         values.append(
             (
                 one.order,
@@ -74,9 +73,18 @@ def _insert(db: Database, envelopes: Collection[Envelope], told: int) -> None:
                 told,
             )
         )
-    db.executemany("INSERT INTO ids VALUES (?, ?, ?)", ids).fetchall()
     db.executemany(_ADD, values).fetchall()
     count(db, "added", len(values))
+
+
+def enter_ids(db: Database, envelopes: Iterable[Envelope]) -> None:
+    """Enter the messages that are not found by the order that their id carries."""
+    ids = []
+    for one in envelopes:
+        first, end = orders_of(one.message_id)
+        if not first <= one.order < end:
+            ids.append((bytes.fromhex(one.message_id), one.recipient, one.order))
+    db.executemany("INSERT INTO ids VALUES (?, ?, ?)", ids).fetchall()
 
 
 def record(db: Database, steps: Iterable[Step]) -> None:
@@ -98,7 +106,8 @@ def record(db: Database, steps: Iterable[Step]) -> None:
 
 def settle(db: Database, keys: Sequence[Key], rank: int, told: int, at: int) -> list[Row]:
     """Raise rank and told; the rows of which either rose, as they were before."""
-    rose = [one for one in find(db, keys).values() if rank > one.rank or told > one.told]
+    found = [one for one in find(db, keys).values() if not one.moved_at]
+    rose = [one for one in found if rank > one.rank or told > one.told]
     record(db, (Step(one.envelope.order, rank, told, settled_at=at, told_at=at) for one in rose))
     return rose
 
@@ -133,26 +142,29 @@ def totals(db: Database) -> Totals:
     """From counters and the small indexes: nobody counts the whole table."""
 
     def rows(index: str, where: str) -> int:
-        ((number,),) = db.execute(f"SELECT count(*) FROM outbox INDEXED BY {index} WHERE {where}")
+        ((number,),) = db.execute(f"SELECT count(*) FROM outbox INDEXED BY {index} WHERE {where} AND moved_at = 0")
         return int(number)
 
     pending, untold = rows("open_messages", "rank = 0"), rows("untold_notices", "rank > told")
     expired = rows("given_up", "rank = 1") + counter(db, "given_up_purged")
-    return Totals(pending, counter(db, "added") - pending - expired, expired, untold)
+    moved, adopted = counter(db, "moved"), counter(db, "adopted")
+    return Totals(
+        pending, counter(db, "added") + adopted - pending - expired - moved, expired, untold, moved, adopted
+    )
 
 
 def purge(db: Database, before: int, limit: int) -> int:
-    """Remove the oldest rows that are done, then the oldest acks; how many went."""
+    """Remove the oldest rows that are done or moved, then the oldest acks; how many went."""
     done: list[tuple[Any, ...]] = db.execute(
-        "SELECT ord, message_id, recipient, rank FROM outbox WHERE ord < ? AND rank > 0 AND told >= rank"
-        " ORDER BY ord LIMIT ?",
+        "SELECT ord, message_id, recipient, rank, moved_at FROM outbox"
+        " WHERE ord < ? AND (rank > 0 AND told >= rank OR moved_at > 0) ORDER BY ord LIMIT ?",
         (before << 16, limit),
     ).fetchall()
     if done:
-        ids = ((blob, user) for _, blob, user, _ in done)
+        ids = ((blob, user) for _, blob, user, *_ in done)
         db.executemany("DELETE FROM ids WHERE message_id = ? AND recipient = ?", ids).fetchall()
         db.executemany("DELETE FROM outbox WHERE ord = ?", ((order,) for order, *_ in done)).fetchall()
-        count(db, "given_up_purged", sum(rank != ACKED for *_, rank in done))
+        count(db, "given_up_purged", sum(rank != ACKED and not moved_at for *_, rank, moved_at in done))
         keep_highest(db, "last_purged", done[-1][0])
     acks = db.execute(  # the oldest are looked at and no more: there is no index by time
         "DELETE FROM inbox WHERE place IN (SELECT place FROM (SELECT place, acked_at FROM inbox ORDER BY place LIMIT ?)"

@@ -1,6 +1,7 @@
 -- The local message table. Rows are keyed by `ord`, which only grows. Most ids carry the order themselves; those that
 -- do not (made from a requestId) are random by nature and stand in `ids`. rank: 0 open, 1 given up, 2 acked; `told` is
--- the rank that the sender knows. Times are milliseconds since the epoch, 0 for never.
+-- the rank that the sender knows. A row that has `moved_at` belongs to another node, and one that has `adopted_at` came
+-- from one. Times are milliseconds since the epoch, 0 for never.
 CREATE TABLE IF NOT EXISTS outbox (
     ord INTEGER PRIMARY KEY,
     message_id BLOB NOT NULL,
@@ -17,12 +18,14 @@ CREATE TABLE IF NOT EXISTS outbox (
     sent_at INTEGER NOT NULL DEFAULT 0,
     arrived_at INTEGER NOT NULL DEFAULT 0,
     settled_at INTEGER NOT NULL DEFAULT 0,
-    told_at INTEGER NOT NULL DEFAULT 0
+    told_at INTEGER NOT NULL DEFAULT 0,
+    moved_at INTEGER NOT NULL DEFAULT 0,
+    adopted_at INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 -- Small ones: a row leaves the first two when it is done, and few are ever given up.
-CREATE INDEX IF NOT EXISTS open_messages ON outbox (recipient, ord, sender) WHERE rank = 0;
-CREATE INDEX IF NOT EXISTS untold_notices ON outbox (sender, ord) WHERE rank > told;
-CREATE INDEX IF NOT EXISTS given_up ON outbox (ord) WHERE rank = 1;
+CREATE INDEX IF NOT EXISTS open_messages ON outbox (recipient, ord, sender) WHERE rank = 0 AND moved_at = 0;
+CREATE INDEX IF NOT EXISTS untold_notices ON outbox (sender, ord) WHERE rank > told AND moved_at = 0;
+CREATE INDEX IF NOT EXISTS given_up ON outbox (ord) WHERE rank = 1 AND moved_at = 0;
 
 CREATE TABLE IF NOT EXISTS ids (
     message_id BLOB NOT NULL,
@@ -41,8 +44,8 @@ CREATE TABLE IF NOT EXISTS inbox (
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS inbox_keys ON inbox (message_id, recipient);
 
--- Of the store itself: `added` and `given_up_purged` rows, the highest `order` purged, the last `place`, the place up
--- to which acks are `published`.
+-- Of the store itself: `added`, `adopted`, `moved` and `given_up_purged` rows, the highest `order` purged, the last
+-- `place`, the place up to which acks are `published`.
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
