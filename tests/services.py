@@ -47,6 +47,11 @@ class Server:
     def answers(self) -> bool:
         raise NotImplementedError
 
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
     def start(self, *, wait: bool = True) -> None:
         """Start it, and wait until it answers."""
         # The kernel takes the thread for the parent, and a worker thread ends some time.
@@ -147,7 +152,7 @@ class KafkaBroker(Server):
 
     def __init__(self, directory: Path, *, outlives_us: bool = False) -> None:
         super().__init__(directory, outlives_us=outlives_us)
-        (java,), jars = _programs("java"), kafka_jars()
+        (java,), self.jars = _programs("java"), kafka_jars()
         ports = {"PORT": free_port(), "SASL": free_port(), "CONTROLLER": free_port()}
         self.port = ports["PORT"]
         self.brokers, self.sasl_brokers = f"127.0.0.1:{self.port}", f"127.0.0.1:{ports['SASL']}"
@@ -155,7 +160,15 @@ class KafkaBroker(Server):
         for name, port in ports.items():
             properties = properties.replace(f"@{name}@", str(port))
         (directory / "server.properties").write_text(properties)
-        self._run = [java, "-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{jars}/*"]
+        self._run = [
+            java,
+            "-Xms256m",
+            "-Xmx512m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-cp",
+            f"{self.jars}/*",
+        ]
         cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")
         make = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", "server.properties"]
         done = _run([*self._run, *make], cwd=directory)
@@ -163,7 +176,7 @@ class KafkaBroker(Server):
             raise RuntimeError(f"Kafka's directory cannot be made: {done.stdout}")
 
     def command(self) -> list[str]:
-        return [*self._run, "kafka.Kafka", "server.properties"]
+        return [*self._run, "kafka.Kafka", str(self.directory / "server.properties")]
 
     def answers(self) -> bool:
         from confluent_kafka import KafkaException
@@ -184,7 +197,7 @@ def kafka_jars() -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another session of tests may be fetching them
-        if not jars.exists():
+        if not (jars / f"kafka-tools-{KAFKA_VERSION}.jar").exists():
             (maven,) = _programs("mvn")
             fetched = cache / "fetching"
             shutil.rmtree(fetched, ignore_errors=True)
@@ -192,6 +205,7 @@ def kafka_jars() -> Path:
             done = _run([maven, "-q", "-B", "-f", str(FILES / "pom.xml"), *fetch])
             if done.returncode:
                 raise Missing(f"Kafka's jars cannot be fetched by Maven: {done.stdout[-1000:]}")
+            shutil.rmtree(jars, ignore_errors=True)
             fetched.rename(jars)
     return jars
 
