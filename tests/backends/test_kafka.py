@@ -152,6 +152,31 @@ async def test_a_topic_that_is_deleted_is_made_again(kafka_brokers: str, prefix:
                     break
 
 
+async def test_anybody_may_read_what_is_left_for_a_node(kafka_brokers: str, prefix: str) -> None:
+    """From its last commit to the end, whole and in order, without taking anything from it."""
+    wanted = settings(kafka_brokers, prefix, librdkafka={"enable.partition.eof": True})
+    async with opened(wanted, THERE) as there:
+        async with there.subscribe("message") as batches:
+            there.publish(THERE, [pull(1), pull(2)])
+            await take(batches, 2)
+        async with opened(wanted) as here:
+            assert await here.read(THERE, "message") == []
+            here.publish(THERE, [pull(number) for number in range(1200)])
+            with trio.fail_after(PATIENCE):
+                await here.flush()
+            for _ in range(2):
+                assert await here.read(THERE, "message") == [pull(number) for number in range(1200)]
+            assert await here.read(Node("nobody:1"), "message") == []
+        async with there.subscribe("message") as batches:
+            assert await take(batches, 1200) == [pull(number) for number in range(1200)]
+
+
+async def test_what_is_left_cannot_be_told_without_the_broker(prefix: str) -> None:
+    with pytest.raises(BusUnavailable, match="cannot be read"):
+        async with opened(settings("127.0.0.1:1", prefix)) as bus:
+            await bus.read(THERE, "ack")
+
+
 # -- what others write -------------------------------------------------------------------------------------------------
 async def test_what_cannot_be_read_is_ignored_and_counted(kafka_brokers: str, prefix: str) -> None:
     """A record of a later version, or of nobody we know, holds up nothing."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import trio
 
 from yanchat import failpoint, names
-from yanchat.backends.kafka.clients import admin_config, consumer_config, producer_config
+from yanchat.backends.kafka.clients import Config, admin_config, consumer_config, producer_config
 from yanchat.backends.kafka.incoming import Incoming
 from yanchat.backends.kafka.outgoing import Outgoing, Sent
+from yanchat.backends.kafka.rest import read_rest
 from yanchat.backends.kafka.topics import Topics
 from yanchat.config import KafkaSettings
 from yanchat.model import Node
@@ -52,13 +54,20 @@ class KafkaBus(Bus):
 
     @asynccontextmanager
     async def subscribe(self, topic: Topic) -> AsyncIterator[AsyncIterator[Batch]]:
-        config = consumer_config(self._settings, self._client, names.group(self._node, self._settings.group_prefix))
+        config = self._reader(self._node)
         incoming = Incoming(self._name(topic, self._node), config, self._topics, self._counters)
         try:
             await incoming.assigned()
             yield incoming
         finally:
             await incoming.close()
+
+    async def read(self, node: Node, topic: Topic) -> list[Record]:
+        work = partial(read_rest, self._name(topic, node), self._reader(node))
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+
+    def _reader(self, node: Node) -> Config:
+        return consumer_config(self._settings, self._client, names.group(node, self._settings.group_prefix))
 
     async def flush(self) -> None:
         await self.outgoing.idle()

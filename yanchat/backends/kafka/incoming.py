@@ -11,25 +11,23 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Final, cast
+from typing import Final
 
 import trio
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from yanchat import failpoint
 from yanchat.backends.kafka.clients import Complaints, Config, make, refusal
+from yanchat.backends.kafka.rest import BATCH, record_of, spans
 from yanchat.backends.kafka.topics import Topics
 from yanchat.errors import BusUnavailable, ConfigError
 from yanchat.ports import Batch
-from yanchat.protocol import records
 from yanchat.protocol.records import Record
 from yanchat.telemetry import Counters
 
-BATCH: Final = 500
 AHEAD: Final = 4
 """Batches that may wait for the loop; then the thread stops reading."""
 POLL_SECONDS: Final = 0.2
-ASK_SECONDS: Final = 1.5
 AGAIN_AFTER: Final = 0.3
 FATAL_AT_MOST: Final = 3
 _TOPIC_GONE: Final = (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART)
@@ -140,26 +138,10 @@ class Incoming(AsyncIterator[Batch]):
             self._hand(KafkaBatch(self, [], 0, {}, self._caught_up()))
 
     def _starts(self) -> dict[int, int]:
-        """Where to go on in each partition: behind what was handed over, else what was committed, else at the first."""
         partitions = self._topics.partitions(self._consumer, self._topic)
-        places = [TopicPartition(self._topic, partition) for partition in partitions]
-        marks = {}
-        for place in places:
-            marks[place.partition] = self._consumer.get_watermark_offsets(place, timeout=ASK_SECONDS)
-            if marks[place.partition] is None:
-                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the broker does not say where the topic ends"))
-        starts = dict(self._next)
-        if not all(partition in starts for partition in partitions):
-            for place in self._consumer.committed(places, timeout=ASK_SECONDS):
-                if place.error is not None:
-                    raise KafkaException(place.error)
-                starts.setdefault(place.partition, place.offset)
-        if not self._ends:
-            self._ends = {partition: high for partition, (_, high) in marks.items()}
-        return {
-            partition: starts[partition] if low <= starts[partition] <= high else low
-            for partition, (low, high) in marks.items()
-        }
+        found = spans(self._consumer, self._topic, partitions, self._next)
+        self._ends = self._ends or {partition: span.end for partition, span in found.items()}
+        return {partition: span.start for partition, span in found.items()}
 
     def _read(self) -> None:
         while not self._closing:
@@ -205,7 +187,7 @@ class Incoming(AsyncIterator[Batch]):
             if error is not None:
                 last_error = error if error.code() != KafkaError._PARTITION_EOF else last_error
             elif partition is not None and offset is not None:
-                record = _record(message)
+                record = record_of(message)
                 if record is None:
                     unreadable += 1
                 else:
@@ -234,12 +216,3 @@ class Incoming(AsyncIterator[Batch]):
     def _put(self, item: KafkaBatch | Exception) -> None:
         with suppress(trio.BrokenResourceError):
             self._send.send_nowait(item)
-
-
-def _record(message: Message) -> Record | None:
-    pairs = cast(list[tuple[str, bytes | None]], message.headers() or [])
-    try:
-        headers = {key: value.decode() for key, value in pairs if value is not None}
-    except UnicodeDecodeError:
-        return None
-    return records.decode(headers, message.value() or b"")

@@ -28,11 +28,11 @@ class Topics:
 
     def partitions(self, consumer: Consumer, name: str) -> list[int]:
         """The topic's partitions, after it has been made if need be. Raises KafkaException; blocks."""
-        found = _partitions(consumer, name)
+        found = find_partitions(consumer, name)
         if found is None:
             self._create(name)
             deadline = time.monotonic() + KNOWN_WITHIN
-            while (found := _partitions(consumer, name)) is None:  # another broker may not know it yet
+            while (found := find_partitions(consumer, name)) is None:  # another broker may not know it yet
                 if time.monotonic() > deadline:
                     raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC, f"{name} was made and is not there"))
                 time.sleep(0.05)
@@ -61,7 +61,8 @@ class Topics:
                 raise _of_topic(name, "cannot be made", error) from None
 
 
-def _partitions(consumer: Consumer, name: str) -> list[int] | None:
+def find_partitions(consumer: Consumer, name: str) -> list[int] | None:
+    """The topic's partitions, None when it is not there. Raises KafkaException; blocks."""
     found = consumer.list_topics(name, timeout=ASK_SECONDS).topics[name]
     if found.error is not None:
         if found.error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
