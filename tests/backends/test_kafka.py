@@ -316,6 +316,16 @@ async def test_nothing_is_lost_or_out_of_order_over_a_crash_of_the_broker(
         assert answers == [(number, True) for number in range(300)]
 
 
+async def test_everybody_who_flushes_is_answered(kafka_brokers: str, prefix: str) -> None:
+    """Two at the same time, too."""
+    async with opened(settings(kafka_brokers, prefix)) as bus, bus.subscribe("message"):
+        bus.publish(HERE, [pull(1)])
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(bus.flush)
+                nursery.start_soon(bus.flush)
+
+
 async def test_the_queue_is_bounded_while_the_broker_is_away(kafka_broker: KafkaBroker, prefix: str) -> None:
     """What does not fit is said to be not stored, at once; what fits goes out when the broker is back."""
     answers: list[bool] = []

@@ -128,12 +128,12 @@ async def test_what_another_version_wrote_is_left_alone(registry: RedisRegistry,
     await registry.claim([session()])
     entries: Any = server.hgetall("yan_client_bob")
     later = json.dumps(json.loads(entries[session().session_id]) | {"mood": "fine", "stamp": 5})
-    server.hset("yan_client_bob", mapping={"s-later": later, "s-broken": "{"})
+    server.hset("yan_client_bob", mapping={"s-later": later, "s-broken": b"{\xff"})
     found = (await registry.locate([BOB]))[BOB]
     assert {entry.session_id for entry in found} == {session().session_id, "s-later"}
     server.delete("yan_websocket_server:127.0.0.1:8001")
     await registry.reap(found)
-    assert server.hgetall("yan_client_bob") == {"s-broken": "{"}
+    assert server.hkeys("yan_client_bob") == ["s-broken"]
 
 
 async def test_two_addresses_that_would_share_topics_are_not_both_taken(registry: RedisRegistry) -> None:

@@ -43,7 +43,7 @@ _TUNED: Final[Config] = {
     "retry.backoff.max.ms": 1000,
 }
 _PRODUCER: Final[Config] = {
-    "linger.ms": 0,  # one way 0.6 ms, and 6 ms at the default of 5
+    "linger.ms": 0,  # one way 0.9 ms; at 1 it is 2.2 ms, at the default of 5 it is 7.4 ms
     "queue.buffering.max.messages": 100_000,
     "queue.buffering.max.kbytes": 64 << 10,
     # longer than the longest redelivery: so what is due once Kafka is back is still in the queue, and goes at once

@@ -35,6 +35,8 @@ CLOSED_WITHIN: Final = 3.0
 
 
 class KafkaBatch(Batch):
+    """Made by `Incoming`; `ends` are the offsets behind it, by partition."""
+
     def __init__(self, topic: Incoming, known: list[Record], unreadable: int, ends: dict[int, int], caught_up: bool):
         self._topic, self._ends = topic, ends
         self.records, self.unreadable, self.caught_up = known, unreadable, caught_up
@@ -59,6 +61,7 @@ class Incoming(AsyncIterator[Batch]):
         self._done: deque[dict[int, int]] = deque()
         """What the loop has done; only the thread touches the consumer, whose calls wait for each other."""
         self._stored: dict[int, int] = {}
+        """The highest offsets that librdkafka has been told to commit."""
         self._refused: ConfigError | None = None
         self._lost: KafkaError | None = None
         self._complain = Complaints()

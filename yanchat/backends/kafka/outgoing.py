@@ -108,7 +108,9 @@ class Outgoing:
     async def idle(self) -> None:
         """Wait until nothing is under way."""
         while self._sent != self._reported or self._reports:
-            self._idle, self._flushing = trio.Event(), True  # the thread looks at it at least every POLL_SECONDS
+            self._flushing = True  # the thread looks at it at least every POLL_SECONDS
+            if self._idle.is_set():
+                self._idle = trio.Event()
             await self._idle.wait()
         self._flushing = False
 

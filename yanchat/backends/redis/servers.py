@@ -62,6 +62,7 @@ def _options(settings: RedisSettings, url: SplitResult, tls: bool) -> dict[str, 
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
         "decode_responses": True,
+        "encoding_errors": "replace",  # what others have written cannot be read, and no more than that
     }
     user, _, password = url.netloc.rpartition("@")[0].partition(":")
     options["username"] = settings.username or unquote(user) or None
