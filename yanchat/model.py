@@ -59,11 +59,15 @@ class Row(msgspec.Struct, frozen=True):
     settled_at: int = 0
     """When the rank last rose."""
     told_at: int = 0
+    moved_at: int = 0
+    """When another node took it over; from then on nothing is done with it here."""
+    adopted_at: int = 0
+    """When it was taken over from another node; what that one had pushed meanwhile is not known for sure."""
 
     @property
     def state(self) -> str:
-        """pending, delivered or expired: the words of the command line."""
-        return ("pending", "expired", "delivered")[self.rank]
+        """pending, delivered, expired or moved: the words of the command line."""
+        return "moved" if self.moved_at else ("pending", "expired", "delivered")[self.rank]
 
 
 class Step(msgspec.Struct, frozen=True, gc=False):
@@ -144,10 +148,14 @@ class NodeRecord(msgspec.Struct, frozen=True):
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """How many rows stand in each state, those purged included where it says so."""
+    """How many rows stand in each state, those purged included. All together are those accepted and adopted here."""
 
     pending: int = 0
     delivered: int = 0
     expired: int = 0
     untold: int = 0
     """Settled, but the sender does not know yet."""
+    moved: int = 0
+    """Taken over by another node, and counted in no other state."""
+    adopted: int = 0
+    """Ever taken over from other nodes, in whatever state they are now."""

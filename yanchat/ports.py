@@ -142,6 +142,13 @@ class Bus(ABC):
         """This node's own records of a topic, from the last commit on. The first batch comes at once, maybe empty."""
 
     @abstractmethod
+    async def read(self, node: Node, topic: Topic) -> list[Record]:
+        """What stands in a node's topic now behind its last commit, in order. Nothing is taken or committed by that.
+
+        BusUnavailable when it cannot be told now.
+        """
+
+    @abstractmethod
     async def flush(self) -> None:
         """Wait until everything published so far is stored or given up; callers bound it with a timeout."""
 
@@ -163,7 +170,7 @@ class RowFilter(msgspec.Struct, frozen=True, kw_only=True):
     recipient: OpenId | None = None
     message_id: MessageId | None = None
     states: tuple[str, ...] = ()
-    """Any of pending, delivered, expired, untold; empty means all."""
+    """Any of pending, delivered, expired, untold, moved; empty means all."""
     accepted_before: int | None = None
     after: int = 0
     """Only rows of a higher order: to go on where the last call ended."""
@@ -171,7 +178,10 @@ class RowFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outbox(ABC):
-    """The messages accepted here: one row for each (message id, recipient).
+    """The messages accepted here, or adopted: one row for each (message id, recipient).
+
+    A row that was moved to another node stays until it is purged, so that a repeated request is known; but nobody is
+    owed anything of it here: it is in no tray, not counted as open, and `settle` leaves it alone.
 
     Every method raises StoreUnavailable when the store cannot serve; then nothing of the call has taken effect.
     """
@@ -221,6 +231,26 @@ class Outbox(ABC):
     @abstractmethod
     async def expired(self, accepted_before: int, settled_before: int, limit: int) -> list[Row]:
         """Open rows accepted before the first time, and untold ones whose rank rose before the second (ms)."""
+
+    # -- between nodes: the rows of a dead one go to a live one
+    @abstractmethod
+    async def movable(self, after: int, limit: int) -> list[Row]:
+        """Rows behind the order `after`, oldest first, with which something may still happen.
+
+        They are open, or their sender does not know yet, or they were given up and an ack may come all the same.
+        """
+
+    @abstractmethod
+    async def adopt(self, rows: Sequence[Row], at: int) -> list[Row]:
+        """Take over another node's rows, durably; `at` in milliseconds. Those that came, as they now stand here.
+
+        Each keeps its order, or gets the next free one, so that their sequence stays. A row that is here stays in its
+        place, with the higher rank and told of both, and did not come; but one that was moved away from here comes back.
+        """
+
+    @abstractmethod
+    async def moved(self, keys: Sequence[Key], at: int) -> None:
+        """Another node has these rows on its disk: they are no longer ours. `at` in milliseconds."""
 
     @abstractmethod
     async def totals(self) -> Totals:

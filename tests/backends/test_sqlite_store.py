@@ -16,7 +16,7 @@ from tests.contracts.examples import BOB, CID, THERE, acked, message
 from yanchat.backends.sqlite.database import Database
 from yanchat.backends.sqlite.store import open_store
 from yanchat.errors import StoreUnavailable
-from yanchat.model import ACKED, Step, Totals
+from yanchat.model import ACKED, Row, Step, Totals
 from yanchat.ports import RowFilter
 
 
@@ -206,6 +206,9 @@ async def test_no_question_but_a_persons_reads_the_table_from_end_to_end(path: P
         await store.users_with_open_rows("", 9)
         await store.waiting()
         await store.expired(9, 9, 9)
+        await store.movable(0, 9)
+        await store.moved(keys[:1], 9)
+        await store.adopt([Row(by_order[0]), Row(by_request[0]), Row(message(2)[0])], 9)
         await store.totals()
         await store.purge(1, 9)
         await store.last_order()

@@ -9,9 +9,9 @@ import trio
 
 from tests.contracts.backends import Buses
 from tests.contracts.examples import ANN, BOB, HERE, THERE, message
-from yanchat.model import ACKED, GIVEN_UP, Node, Notice, OpenId, SessionId
+from yanchat.model import ACKED, GIVEN_UP, Node, Notice, OpenId, Row, SessionId
 from yanchat.ports import Batch, Bus
-from yanchat.protocol.records import Acked, Arrived, Close, Gone, Pull, Push, Record, Tell, Told
+from yanchat.protocol.records import Acked, Adopt, Adopted, Arrived, Close, Gone, Pull, Push, Record, Tell, Told
 
 PATIENCE = 30.0
 
@@ -100,12 +100,14 @@ async def test_every_kind_of_record_comes_as_it_was(buses: Buses) -> None:
         Tell(HERE, notice, sessions),
         pull(1),
         Close(HERE, sessions[0], 4001, "replaced"),
+        Adopt(HERE, "r1", THERE, (Row(envelope, ACKED, GIVEN_UP, 1, 2, 3, 4, 5),)),
     ]
     answers: list[Record] = [
         Arrived(HERE, (envelope.key, envelope.key)),
         Acked(HERE, (envelope.key,)),
         Told(HERE, (envelope.key,), ACKED),
         gone(1),
+        Adopted(HERE, "r1", THERE, (envelope.key,)),
     ]
     async with buses.connect(HERE) as bus:
         await publish(bus, HERE, [*pushed, *answers])
@@ -269,3 +271,36 @@ async def test_any_address_names_a_topic(buses: Buses, node: Node) -> None:
         await publish(bus, node, [pull(1)])
         async with bus.subscribe("message") as batches:
             assert await rest(batches) == [pull(1)]
+
+
+async def test_another_nodes_topic_can_be_read_behind_its_last_commit(buses: Buses) -> None:
+    """To its end, as often as one likes; nothing is taken by that, and that node finds all of it."""
+    async with buses.connect(HERE) as here:
+        await publish(here, THERE, [gone(number) for number in range(1000)])
+        async with buses.connect(THERE) as there, there.subscribe("ack") as batches:
+            assert len(await rest(batches)) == 1000
+        await publish(here, THERE, [gone(number) for number in range(1000, 2234)])
+        await publish(here, THERE, [pull(1)])
+        for _ in range(2):
+            with trio.fail_after(PATIENCE):
+                assert await here.read(THERE, "ack") == [gone(number) for number in range(1000, 2234)]
+                assert await here.read(THERE, "message") == [pull(1)]
+        async with buses.connect(THERE) as there, there.subscribe("ack") as batches:
+            assert await rest(batches) == [gone(number) for number in range(1000, 2234)]
+        with trio.fail_after(PATIENCE):
+            assert await here.read(THERE, "ack") == []
+
+
+async def test_the_topic_of_a_node_that_never_was_is_empty(buses: Buses) -> None:
+    async with buses.connect(HERE) as here:
+        with trio.fail_after(PATIENCE):
+            assert await here.read(Node("127.0.0.1:8009"), "ack") == []
+
+
+async def test_reading_a_nodes_topic_takes_nothing_from_the_node_that_reads_it_now(buses: Buses) -> None:
+    async with buses.connect(HERE) as here, buses.connect(THERE) as there, there.subscribe("ack") as batches:
+        await next_batch(batches)
+        await publish(here, THERE, [gone(1), gone(2)])
+        with trio.fail_after(PATIENCE):
+            assert await here.read(THERE, "ack") == [gone(1), gone(2)]
+        assert await take(batches, 2) == [gone(1), gone(2)]

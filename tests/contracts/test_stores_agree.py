@@ -10,13 +10,15 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.contracts.backends import Store
 from tests.contracts.examples import ANN, BOB, CID, HERE, THERE, message
 from yanchat.backends.memory import MemoryStore
 from yanchat.backends.sqlite.store import open_store
-from yanchat.model import AckEntry, Envelope, Key, OpenId, Step
+from yanchat.model import AckEntry, Envelope, Key, OpenId, Row, Step
 from yanchat.ports import RowFilter
+from yanchat.protocol.ids import order_from_message_id
 
 USERS = (ANN, BOB, CID)
 ranks = st.integers(0, 2)
@@ -31,11 +33,15 @@ messages = st.tuples(
     st.sampled_from(["", "", "r1", "r2", "r3"]),
 )
 steps = st.tuples(some, ranks, ranks, times, times, times)
+foreign = st.tuples(some, ranks, ranks, times, st.sampled_from([0, 3, 4]))
+"""A row as another node may have it: accepted there by the same request it has an order of its own."""
 acks = st.tuples(some, st.lists(st.sampled_from([HERE, THERE]), max_size=2, unique=True), st.booleans())
 filters = st.builds(
     dict,
     recipient=st.sampled_from([None, *USERS]),
-    states=st.lists(st.sampled_from(["pending", "delivered", "expired", "untold"]), max_size=3, unique=True).map(tuple),
+    states=st.lists(
+        st.sampled_from(["pending", "delivered", "expired", "untold", "moved"]), max_size=3, unique=True
+    ).map(tuple),
     limit=limits,
 )
 operations = st.one_of(
@@ -48,6 +54,8 @@ operations = st.one_of(
     st.tuples(st.just("pass"), st.integers(1, 20)),
     st.tuples(st.just("published"), st.integers(0, 12)),
     st.tuples(st.just("purge"), st.integers(0, 60), limits),
+    st.tuples(st.just("moved"), st.lists(some, max_size=4)),
+    st.tuples(st.just("adopt"), st.lists(foreign, max_size=4), st.lists(messages, max_size=2)),
     st.tuples(st.just("mark"), st.sampled_from("ab"), st.integers(0, 9)),
     st.tuples(st.just("search"), filters, some, st.none() | some, st.none() | st.integers(0, 60)),
     st.tuples(st.just("expired"), st.integers(0, 60), st.integers(0, 60), limits),
@@ -100,6 +108,13 @@ class Pair:
                 await self.both(lambda store: store.published(place))
             case ("purge", age, limit):
                 await self.both(lambda store: store.purge(self.now - age, limit))
+            case ("moved", which):
+                keys = [self._key(one) for one in which]
+                await self.both(lambda store: store.moved(keys, self.now))
+            case ("adopt", specs, others):
+                theirs = [self._foreign(*spec) for spec in specs]
+                theirs += [Row(one) for spec in others for one in self._message(*spec)]
+                await self.both(lambda store: store.adopt(theirs, self.now))
             case ("mark", name, value):
                 await self.both(lambda store: store.mark(name, value))
             case ("search", fields, after, which, age):
@@ -120,6 +135,8 @@ class Pair:
         await self.both(lambda store: store.totals())
         await self.both(lambda store: store.search(RowFilter()))
         await self.both(lambda store: store.find(self.keys))
+        await self.both(lambda store: store.movable(0, 99))
+        await self.both(lambda store: store.movable(self.rows[0][0].order, 2))
         await self.both(lambda store: store.known(self.keys))
         await self.both(lambda store: store.unsent(0, 99))
         await self.both(lambda store: store.unsent(3, 2))
@@ -137,7 +154,7 @@ class Pair:
             )
 
     def _message(self, recipients: list[OpenId], sender: OpenId, request: str) -> list[Envelope]:
-        self.order += 3
+        self.order += 10  # room for what gives way to one another
         new = message(self.now, *recipients, sender=sender, request=request, n=self.order)
         self.rows.append(new)
         self.keys += [one.key for one in new]
@@ -151,6 +168,12 @@ class Pair:
 
     def _step(self, which: int, rank: int, told: int, attempts: int, sent_at: int, arrived_at: int) -> Step:
         return Step(self._envelope(which).order, rank, told, attempts, sent_at, arrived_at, self.now, self.now)
+
+    def _foreign(self, which: int, rank: int, told: int, times: int, shift: int) -> Row:
+        envelope = self._envelope(which)
+        if not order_from_message_id(envelope.message_id):
+            envelope = replace(envelope, order=envelope.order + shift)
+        return Row(envelope, rank, told, times, times, times, self.now, self.now)
 
     def _ack(self, which: int, origins: list[Any], own: bool) -> AckEntry:
         envelope = self._envelope(which)

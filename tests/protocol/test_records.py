@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yanchat.model import ACKED, GIVEN_UP, Envelope, MessageId, Node, Notice, OpenId, SessionId
+from yanchat.model import ACKED, GIVEN_UP, OPEN, Envelope, MessageId, Node, Notice, OpenId, Row, SessionId
 from yanchat.protocol import records
 
 users = st.sampled_from(["ann", "bob", "a:b@c|d"]).map(OpenId)
@@ -38,11 +38,25 @@ notices = st.builds(
     rank=st.sampled_from([ACKED, GIVEN_UP]),
     at=times,
 )
+ranks = st.sampled_from([OPEN, GIVEN_UP, ACKED])
+rows = st.builds(
+    Row,
+    envelope=envelopes,
+    rank=ranks,
+    told=ranks,
+    attempts=st.integers(0, 99),
+    sent_at=times,
+    arrived_at=times,
+    settled_at=times,
+    told_at=times,
+)
 any_record = st.one_of(
     st.builds(records.Push, nodes, envelopes, sessions, st.sampled_from(["first", "retry"]), st.booleans()),
     st.builds(records.Tell, nodes, notices, sessions),
     st.builds(records.Pull, nodes, users, st.just(SessionId("s"))),
     st.builds(records.Close, nodes, st.just(SessionId("s")), st.integers(1000, 4999), st.text(max_size=9)),
+    st.builds(records.Adopt, nodes, st.text(max_size=9), nodes, st.lists(rows, max_size=3).map(tuple)),
+    st.builds(records.Adopted, nodes, st.text(max_size=9), nodes, keys),
     st.builds(records.Arrived, nodes, keys),
     st.builds(records.Acked, nodes, keys),
     st.builds(records.Told, nodes, keys, st.sampled_from([ACKED, GIVEN_UP])),
@@ -64,3 +78,18 @@ def test_a_broken_message_id_never_reaches_the_store() -> None:
     headers = {"kind": "ack", "origin": "n:1"}
     assert records.decode(headers, b'{"keys": [["not-hex", "bob"]]}') is None
     assert records.decode(headers, b'{"keys": [["%s", "bob"]]}' % (b"0" * 32)) is not None
+
+
+def test_a_row_is_carried_whole_or_not_at_all() -> None:
+    """As the protocol page shows it; with an id or a status that is none, the record is unreadable."""
+    headers = {"kind": "adopt", "origin": "n:1"}
+    value = (
+        b'{"run":"r","from":"n:1","rows":[{"order":"018cc7b2a3700000","messageId":"%s","to":"bob","from":"ann",'
+        b'"requestId":"r-1","message":"hello","activeTime":9,"status":%s,"told":410}]}'
+    )
+    record = records.decode(headers, value % (b"c" * 32, b"200"))
+    assert isinstance(record, records.Adopt)
+    (row,) = record.rows
+    assert (row.envelope.key, row.rank, row.told) == (("c" * 32, "bob"), ACKED, GIVEN_UP)
+    assert records.decode(headers, value % (b"not-hex", b"200")) is None
+    assert records.decode(headers, value % (b"c" * 32, b"201")) is None

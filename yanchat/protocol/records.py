@@ -1,7 +1,7 @@
 """The records between nodes: what each kind says, and its form on the bus (headers and a JSON value).
 
 Unknown kinds and keys are ignored, so that nodes of two versions live together. What happens on each kind is in
-`node/delivery.py` (topic message) and `node/settlement.py` (topic ack).
+`node/delivery.py` and `node/adoption.py` (topic message) and `node/settlement.py` (topic ack).
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from yanchat.errors import Refused
-from yanchat.model import ACKED, GIVEN_UP, Envelope, Key, MessageId, Node, Notice, OpenId, SessionId
+from yanchat.model import ACKED, GIVEN_UP, Envelope, Key, MessageId, Node, Notice, OpenId, Row, SessionId
 from yanchat.protocol import frames
 from yanchat.protocol.ids import is_message_id
+from yanchat.protocol.rows import RowValue
 
 Topic = Literal["message", "ack"]
 Headers = Mapping[str, str]
@@ -55,6 +56,15 @@ class Close(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
+class Adopt(msgspec.Struct, frozen=True, gc=False):
+    """kind `adopt`: take over these rows of the node `dead`; `run` says whose answer to it counts."""
+
+    origin: Node
+    run: str
+    dead: Node
+    rows: tuple[Row, ...]
+
+
 class Arrived(msgspec.Struct, frozen=True, gc=False):
     """kind `arrived`: handed to the sessions."""
 
@@ -84,19 +94,30 @@ class Gone(msgspec.Struct, frozen=True, gc=False):
     sessions: tuple[tuple[OpenId, SessionId], ...]
 
 
-Record = Push | Tell | Pull | Close | Arrived | Acked | Told | Gone
+class Adopted(msgspec.Struct, frozen=True, gc=False):
+    """kind `adopted`: these rows of the node `dead` are on disk here; for the run alone, no living node heeds it."""
+
+    origin: Node
+    run: str
+    dead: Node
+    keys: tuple[Key, ...]
+
+
+Record = Push | Tell | Pull | Close | Adopt | Arrived | Acked | Told | Gone | Adopted
 
 KINDS: Final[dict[type, str]] = {
     Push: "message",
     Tell: "notice",
     Pull: "pull",
     Close: "close",
+    Adopt: "adopt",
     Arrived: "arrived",
     Acked: "ack",
     Told: "told",
     Gone: "gone",
+    Adopted: "adopted",
 }
-_MESSAGE_TOPIC = (Push, Tell, Pull, Close)
+_MESSAGE_TOPIC = (Push, Tell, Pull, Close, Adopt)
 _STATUS = {ACKED: 200, GIVEN_UP: 410}
 _RANK = {status: rank for rank, status in _STATUS.items()}
 
@@ -128,6 +149,10 @@ def encode(record: Record, incarnation: str) -> tuple[dict[str, str], bytes]:
             value: dict[str, Any] = {"openid": record.openid, "sessionId": record.session_id}
         case Close():
             value = {"sessionId": record.session_id, "code": record.code, "reason": record.reason}
+        case Adopt():
+            value = {"run": record.run, "from": record.dead, "rows": [RowValue.of(row) for row in record.rows]}
+        case Adopted():
+            value = {"run": record.run, "from": record.dead, "keys": record.keys}
         case Arrived() | Acked():
             value = {"keys": record.keys}
         case Told():
@@ -152,7 +177,9 @@ def _message_ids(record: Record) -> list[MessageId]:
             return [envelope.message_id]
         case Tell(notice=notice):
             return [notice.message_id]
-        case Arrived(keys=keys) | Acked(keys=keys) | Told(keys=keys):
+        case Adopt(rows=rows):
+            return [row.envelope.message_id for row in rows]
+        case Arrived(keys=keys) | Acked(keys=keys) | Told(keys=keys) | Adopted(keys=keys):
             return [message_id for message_id, _ in keys]
     return []
 
@@ -172,6 +199,12 @@ def _decode(headers: Headers, value: bytes) -> Record | None:
         case "close":
             close = _close(value)
             return Close(origin, close.sessionId, close.code, close.reason)
+        case "adopt":
+            adopt = _adopt(value)
+            return Adopt(origin, adopt.run, adopt.dead, tuple(row.row() for row in adopt.rows))
+        case "adopted":
+            adopted = _adopted(value)
+            return Adopted(origin, adopted.run, adopted.dead, adopted.keys)
         case "arrived":
             return Arrived(origin, _keys(value).keys)
         case "ack":
@@ -255,6 +288,18 @@ class _CloseValue(msgspec.Struct):
     reason: str = ""
 
 
+class _AdoptValue(msgspec.Struct):
+    run: str
+    dead: Node = msgspec.field(name="from")
+    rows: tuple[RowValue, ...]
+
+
+class _AdoptedValue(msgspec.Struct):
+    run: str
+    dead: Node = msgspec.field(name="from")
+    keys: tuple[tuple[MessageId, OpenId], ...]
+
+
 class _KeysValue(msgspec.Struct):
     keys: tuple[tuple[MessageId, OpenId], ...]
     status: int = 200
@@ -268,5 +313,7 @@ _push = msgspec.json.Decoder(_PushFrame).decode
 _notice = msgspec.json.Decoder(_NoticeFrame).decode
 _pull = msgspec.json.Decoder(_PullValue).decode
 _close = msgspec.json.Decoder(_CloseValue).decode
+_adopt = msgspec.json.Decoder(_AdoptValue).decode
+_adopted = msgspec.json.Decoder(_AdoptedValue).decode
 _keys = msgspec.json.Decoder(_KeysValue).decode
 _gone = msgspec.json.Decoder(_GoneValue).decode

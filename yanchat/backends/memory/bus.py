@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import trio
 
+from yanchat.errors import BusUnavailable
 from yanchat.model import Node
 from yanchat.ports import Batch, Bus
 from yanchat.protocol import records
@@ -131,6 +132,15 @@ class BusView(Bus):
                 yield MemoryBatch(self._it, name, place, known, place >= end)
             else:
                 await self._it.wait(name)
+
+    async def read(self, node: Node, topic: Topic) -> list[Record]:
+        await trio.lowlevel.checkpoint()
+        if not (self.up and self._it.up):
+            raise BusUnavailable("The bus cannot be reached now; try again.")
+        name = (node, topic)
+        self._it.end(name)  # what is due has arrived
+        entries = self._it.logs[name][self._it.committed[name] :]
+        return [record for entry in entries if (record := records.decode(*entry)) is not None]
 
     async def flush(self) -> None:
         await trio.lowlevel.checkpoint()

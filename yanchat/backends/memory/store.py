@@ -33,6 +33,7 @@ class MemoryStore(Outbox, Inbox):
         self._inbox: dict[Key, tuple[int, AckEntry]] = {}
         self._marks: dict[str, int] = {}
         self._purged: Counter[int] = Counter()
+        self._moved = self._adopted = 0
         self._last_order = self._place = self._published = 0
 
     async def _write(self, work: Callable[[], R]) -> R:
@@ -91,7 +92,7 @@ class MemoryStore(Outbox, Inbox):
     async def settle(self, keys: Sequence[Key], *, rank: int, told: int, at: int) -> list[Row]:
         def work() -> list[Row]:
             rows = [row for key in dict.fromkeys(keys) if (row := self._find(key)) is not None]
-            rose = [row for row in rows if rank > row.rank or told > row.told]
+            rose = [row for row in rows if not row.moved_at and (rank > row.rank or told > row.told)]
             for row in rose:
                 self._step(Step(row.envelope.order, rank, told, settled_at=at, told_at=at))
             return rose
@@ -114,23 +115,21 @@ class MemoryStore(Outbox, Inbox):
 
     async def open_rows(self, openid: OpenId, tray: Tray, limit: int) -> list[Row]:
         if tray == "messages":
-            return await self._select(lambda row: row.rank == OPEN and row.envelope.recipient == openid, limit)
-        return await self._select(lambda row: row.rank > row.told and row.envelope.sender == openid, limit)
+            return await self._select(lambda row: _open(row) and row.envelope.recipient == openid, limit)
+        return await self._select(lambda row: _untold(row) and row.envelope.sender == openid, limit)
 
     async def users_with_open_rows(self, after: str, limit: int) -> list[OpenId]:
         def work() -> list[OpenId]:
             rows = self._rows.values()
-            users = {row.envelope.recipient for row in rows if row.rank == OPEN}
-            users |= {row.envelope.sender for row in rows if row.rank > row.told}
+            users = {row.envelope.recipient for row in rows if _open(row)}
+            users |= {row.envelope.sender for row in rows if _untold(row)}
             return sorted(user for user in users if user > after)[:limit]
 
         return await self._read(work)
 
     async def waiting(self) -> list[Waiting]:
         def work() -> list[Waiting]:
-            pairs = Counter(
-                (row.envelope.sender, row.envelope.recipient) for row in self._rows.values() if row.rank == OPEN
-            )
+            pairs = Counter((row.envelope.sender, row.envelope.recipient) for row in self._rows.values() if _open(row))
             return [Waiting(sender, recipient, rows) for (sender, recipient), rows in pairs.items()]
 
         return await self._read(work)
@@ -150,21 +149,63 @@ class MemoryStore(Outbox, Inbox):
                 and what.recipient in (None, envelope.recipient)
                 and what.message_id in (None, envelope.message_id)
                 and (what.accepted_before is None or envelope.accepted_at < what.accepted_before)
-                and (not what.states or row.state in what.states or ("untold" in what.states and row.rank > row.told))
+                and (not what.states or row.state in what.states or ("untold" in what.states and _untold(row)))
             )
 
         return await self._select(wanted, what.limit)
 
     async def expired(self, accepted_before: int, settled_before: int, limit: int) -> list[Row]:
-        old = await self._select(lambda row: row.rank == OPEN and row.envelope.accepted_at < accepted_before, limit)
-        untold = await self._select(lambda row: row.rank > row.told and row.settled_at < settled_before, limit)
+        old = await self._select(lambda row: _open(row) and row.envelope.accepted_at < accepted_before, limit)
+        untold = await self._select(lambda row: _untold(row) and row.settled_at < settled_before, limit)
         return (old + untold)[:limit]
+
+    async def movable(self, after: int, limit: int) -> list[Row]:
+        return await self._select(
+            lambda row: row.envelope.order > after and not row.moved_at and (row.rank, row.told) != (ACKED, ACKED),
+            limit,
+        )
+
+    async def adopt(self, rows: Sequence[Row], at: int) -> list[Row]:
+        def work() -> list[Row]:
+            came: list[Row] = []
+            order = 0
+            for row in sorted(rows, key=lambda row: row.envelope.order):
+                known = self._find(row.envelope.key)
+                if known is None:
+                    order = max(order + 1, row.envelope.order)
+                    while order in self._rows:
+                        order += 1
+                    new = replace(row, envelope=replace(row.envelope, order=order), moved_at=0, adopted_at=at)
+                    self._rows[order], self._orders[new.envelope.key] = new, order
+                    self._last_order = max(self._last_order, order)
+                    self._adopted += 1
+                    came.append(new)
+                    continue
+                self._step(_step(known.envelope.order, row))
+                if known.moved_at:
+                    order_here = known.envelope.order
+                    self._rows[order_here] = replace(self._rows[order_here], moved_at=0, adopted_at=at)
+                    self._moved -= 1
+                    came.append(self._rows[order_here])
+            return came
+
+        return await self._write(work)
+
+    async def moved(self, keys: Sequence[Key], at: int) -> None:
+        def work() -> None:
+            for key in keys:
+                row = self._find(key)
+                if row is not None and not row.moved_at:
+                    self._rows[row.envelope.order] = replace(row, moved_at=at)
+                    self._moved += 1
+
+        await self._write(work)
 
     async def totals(self) -> Totals:
         def work() -> Totals:
-            ranks = self._purged + Counter(row.rank for row in self._rows.values())
-            untold = sum(row.rank > row.told for row in self._rows.values())
-            return Totals(pending=ranks[OPEN], delivered=ranks[ACKED], expired=ranks[GIVEN_UP], untold=untold)
+            ranks = self._purged + Counter(row.rank for row in self._rows.values() if not row.moved_at)
+            untold = sum(map(_untold, self._rows.values()))
+            return Totals(ranks[OPEN], ranks[ACKED], ranks[GIVEN_UP], untold, self._moved, self._adopted)
 
         return await self._read(work)
 
@@ -173,12 +214,12 @@ class MemoryStore(Outbox, Inbox):
             done = sorted(
                 order
                 for order, row in self._rows.items()
-                if row.envelope.accepted_at < before and OPEN < row.rank <= row.told
+                if row.envelope.accepted_at < before and (OPEN < row.rank <= row.told or row.moved_at)
             )[:limit]
             for order in done:
                 row = self._rows.pop(order)
                 del self._orders[row.envelope.key]
-                self._purged[row.rank] += 1
+                self._purged[row.rank] += not row.moved_at
             acks = sorted((place, key) for key, (place, entry) in self._inbox.items() if entry.at < before)
             acks = acks[: limit - len(done)]
             for _, key in acks:
@@ -224,7 +265,7 @@ class MemoryStore(Outbox, Inbox):
 
     async def recipients(self, message_id: MessageId) -> tuple[dict[OpenId, int], list[OpenId]]:
         def work() -> tuple[dict[OpenId, int], list[OpenId]]:
-            rows = [row for row in self._rows.values() if row.envelope.message_id == message_id]
+            rows = [row for row in self._rows.values() if row.envelope.message_id == message_id and not row.moved_at]
             acked = {row.envelope.recipient for row in rows if row.rank == ACKED}
             acked |= {user for found, user in self._inbox if found == message_id}
             return {row.envelope.recipient: row.envelope.order for row in rows}, sorted(acked)
@@ -243,3 +284,16 @@ class MemoryStore(Outbox, Inbox):
             self._published = max(self._published, place)
 
         await self._write(work)
+
+
+def _open(row: Row) -> bool:
+    return row.rank == OPEN and not row.moved_at
+
+
+def _untold(row: Row) -> bool:
+    return row.rank > row.told and not row.moved_at
+
+
+def _step(order: int, row: Row) -> Step:
+    """All that another node knew of a row."""
+    return Step(order, row.rank, row.told, row.attempts, row.sent_at, row.arrived_at, row.settled_at, row.told_at)

@@ -21,7 +21,7 @@ from yanchat import failpoint
 from yanchat.backends.lane import Lane
 from yanchat.backends.sqlite.database import Database
 from yanchat.config import BUS_RETENTION
-from yanchat.errors import ConfigError, StoreUnavailable
+from yanchat.errors import BusUnavailable, ConfigError, StoreUnavailable
 from yanchat.model import Node
 from yanchat.names import ack_topic, message_topic, slug
 from yanchat.ports import Batch, Bus
@@ -102,8 +102,7 @@ class SqliteBus(Bus):
         for node, batch, _ in jobs:
             for record in batch:
                 headers, value = records.encode(record, self.incarnation)
-                name = message_topic(node) if records.topic_of(record) == "message" else ack_topic(node)
-                rows.append((name, msgspec.json.encode(headers).decode(), value))
+                rows.append((_name(node, records.topic_of(record)), msgspec.json.encode(headers).decode(), value))
         await self._lane.run(
             lambda db: db.executemany(
                 "INSERT INTO bus (topic, at, headers, value) VALUES (?, unixepoch(), ?, ?)", rows
@@ -126,8 +125,7 @@ class SqliteBus(Bus):
 
     @asynccontextmanager
     async def subscribe(self, topic: Topic) -> AsyncIterator[AsyncIterator[Batch]]:
-        name = message_topic(self._node) if topic == "message" else ack_topic(self._node)
-        async with aclosing(self._batches(topic, name)) as batches:
+        async with aclosing(self._batches(topic, _name(self._node, topic))) as batches:
             yield batches
 
     async def _batches(self, topic: Topic, name: str) -> AsyncGenerator[Batch, None]:
@@ -137,25 +135,31 @@ class SqliteBus(Bus):
             try:
                 if first:
                     end = await self._lane.run(lambda db: _last_place(db, name), writes=False)
-                rows = await self._read(name, last)
+                rows = await self._rows(name, last)
             except StoreUnavailable as error:
                 structlog.get_logger().warning("bus.read_failed", error=str(error))
                 await self._rung[topic].wait()
                 continue
             if rows or first:
                 last = rows[-1][0] if rows else last
-                found = [
-                    records.decode(msgspec.json.decode(headers, type=dict[str, str]), value)
-                    for _, headers, value in rows
-                ]
-                known = [record for record in found if record is not None]
-                self._counters.bus_unreadable += len(found) - len(known)
+                known = _decode(rows)
+                self._counters.bus_unreadable += len(rows) - len(known)
                 first = False
                 yield SqliteBatch(self, name, known, last, last >= end)
             if len(rows) < BATCH:
                 await self._rung[topic].wait()
 
-    async def _read(self, name: str, last: int) -> list[tuple[Any, ...]]:
+    async def read(self, node: Node, topic: Topic) -> list[Record]:
+        name, found, last = _name(node, topic), list[Record](), 0
+        try:
+            while rows := await self._rows(name, last):
+                found += _decode(rows)
+                last = rows[-1][0]
+        except StoreUnavailable as error:
+            raise BusUnavailable(str(error)) from None
+        return found
+
+    async def _rows(self, name: str, last: int) -> list[tuple[Any, ...]]:
         sql = "SELECT place, headers, value FROM bus WHERE topic = ? AND place > ? ORDER BY place LIMIT ?"
         return await self._lane.run(lambda db: db.execute(sql, (name, last, BATCH)).fetchall(), writes=False)
 
@@ -202,6 +206,16 @@ async def open_bus(lane: Lane[Database], state: Path, node: Node, counters: Coun
         bell.close()
         bus.close()
         path.unlink(missing_ok=True)
+
+
+def _name(node: Node, topic: Topic) -> str:
+    return message_topic(node) if topic == "message" else ack_topic(node)
+
+
+def _decode(rows: Sequence[tuple[Any, ...]]) -> list[Record]:
+    """Those that can be read."""
+    found = (records.decode(msgspec.json.decode(headers, type=dict[str, str]), value) for _, headers, value in rows)
+    return [record for record in found if record is not None]
 
 
 def _last_place(db: Database, name: str) -> int:

@@ -55,10 +55,12 @@ def add(db: Database, messages: Sequence[Sequence[Envelope]], told: int) -> list
 
 
 def _insert(db: Database, envelopes: Collection[Envelope], told: int) -> None:
-    values = []
-    enter_ids(db, envelopes)
+    values, ids = [], []
     for one in envelopes:
         blob = bytes.fromhex(one.message_id)
+        first, end = orders_of(one.message_id)
+        if not first <= one.order < end:
+            ids.append((blob, one.recipient, one.order))
         values.append(
             (
                 one.order,
@@ -73,18 +75,9 @@ def _insert(db: Database, envelopes: Collection[Envelope], told: int) -> None:
                 told,
             )
         )
+    db.executemany("INSERT INTO ids VALUES (?, ?, ?)", ids).fetchall()
     db.executemany(_ADD, values).fetchall()
     count(db, "added", len(values))
-
-
-def enter_ids(db: Database, envelopes: Iterable[Envelope]) -> None:
-    """Enter the messages that are not found by the order that their id carries."""
-    ids = []
-    for one in envelopes:
-        first, end = orders_of(one.message_id)
-        if not first <= one.order < end:
-            ids.append((bytes.fromhex(one.message_id), one.recipient, one.order))
-    db.executemany("INSERT INTO ids VALUES (?, ?, ?)", ids).fetchall()
 
 
 def record(db: Database, steps: Iterable[Step]) -> None:
@@ -148,9 +141,7 @@ def totals(db: Database) -> Totals:
     pending, untold = rows("open_messages", "rank = 0"), rows("untold_notices", "rank > told")
     expired = rows("given_up", "rank = 1") + counter(db, "given_up_purged")
     moved, adopted = counter(db, "moved"), counter(db, "adopted")
-    return Totals(
-        pending, counter(db, "added") + adopted - pending - expired - moved, expired, untold, moved, adopted
-    )
+    return Totals(pending, counter(db, "added") + adopted - pending - expired - moved, expired, untold, moved, adopted)
 
 
 def purge(db: Database, before: int, limit: int) -> int:

@@ -13,7 +13,13 @@ from yanchat.ports import RowFilter
 SCANNED: Final = 20_000
 """Rows that are looked at before others have their turn."""
 _LAST: Final = (1 << 63) - 1
-_STATES = {"pending": "rank = 0", "expired": "rank = 1", "delivered": "rank = 2", "untold": "rank > told"}
+_STATES = {
+    "pending": "rank = 0 AND moved_at = 0",
+    "expired": "rank = 1 AND moved_at = 0",
+    "delivered": "rank = 2 AND moved_at = 0",
+    "untold": "rank > told AND moved_at = 0",
+    "moved": "moved_at > 0",
+}
 _INDEXES = {"pending": "open_messages", "expired": "given_up", "untold": "untold_notices"}
 _SEARCH = f"SELECT {COLUMNS} FROM outbox WHERE ord > ? AND ord <= ? AND {{terms}} ORDER BY ord LIMIT ?"
 

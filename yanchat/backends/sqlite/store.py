@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from yanchat import failpoint
 from yanchat.backends.lane import Lane
-from yanchat.backends.sqlite import rows
+from yanchat.backends.sqlite import adoption, rows
 from yanchat.backends.sqlite.database import Database
 from yanchat.backends.sqlite.search import search
 from yanchat.errors import StoreUnavailable
@@ -20,15 +20,16 @@ from yanchat.ports import Inbox, Outbox, RowFilter, Tray, Waiting
 
 R = TypeVar("R")
 _TRAYS = {
-    "messages": "WHERE recipient = ? AND rank = 0 ORDER BY ord LIMIT ?",
-    "notices": "WHERE sender = ? AND rank > told ORDER BY ord LIMIT ?",
+    "messages": "WHERE recipient = ? AND rank = 0 AND moved_at = 0 ORDER BY ord LIMIT ?",
+    "notices": "WHERE sender = ? AND rank > told AND moved_at = 0 ORDER BY ord LIMIT ?",
 }
-_USERS = """SELECT recipient FROM outbox WHERE rank = 0 AND recipient > ?1
- UNION SELECT sender FROM outbox WHERE rank > told AND sender > ?1 ORDER BY 1 LIMIT ?2"""
-_WAITING = "SELECT sender, recipient, count(*) FROM outbox WHERE rank = 0 GROUP BY recipient, sender"
-_OLD = """WHERE ord IN (SELECT ord FROM outbox INDEXED BY open_messages WHERE rank = 0 AND ord < ?
+_USERS = """SELECT recipient FROM outbox WHERE rank = 0 AND moved_at = 0 AND recipient > ?1
+ UNION SELECT sender FROM outbox WHERE rank > told AND moved_at = 0 AND sender > ?1 ORDER BY 1 LIMIT ?2"""
+_WAITING = """SELECT sender, recipient, count(*) FROM outbox WHERE rank = 0 AND moved_at = 0
+ GROUP BY recipient, sender"""
+_OLD = """WHERE ord IN (SELECT ord FROM outbox INDEXED BY open_messages WHERE rank = 0 AND moved_at = 0 AND ord < ?
  ORDER BY ord LIMIT ?) ORDER BY ord"""
-_LONG_UNTOLD = "INDEXED BY untold_notices WHERE rank > told AND settled_at < ? ORDER BY ord LIMIT ?"
+_LONG_UNTOLD = "INDEXED BY untold_notices WHERE rank > told AND moved_at = 0 AND settled_at < ? ORDER BY ord LIMIT ?"
 
 
 @asynccontextmanager
@@ -54,8 +55,7 @@ class Store(Outbox, Inbox):
     # -- outbox --------------------------------------------------------------------------------------------------------
     async def add(self, messages: Sequence[Sequence[Envelope]], *, notify: bool = True) -> list[list[bool]]:
         def work(db: Database) -> list[list[bool]]:
-            if self._reserve and db.free_bytes() < self._reserve:
-                raise StoreUnavailable("The disk is nearly full; try again later.")
+            self._check_room(db)
             failpoint.hit("before-commit")
             return rows.add(db, messages, OPEN if notify else ACKED)
 
@@ -88,6 +88,19 @@ class Store(Outbox, Inbox):
     async def expired(self, accepted_before: int, settled_before: int, limit: int) -> list[Row]:
         old = await self._rows(_OLD, accepted_before << 16, limit)
         return old + await self._rows(_LONG_UNTOLD, settled_before, limit - len(old))
+
+    async def movable(self, after: int, limit: int) -> list[Row]:
+        return await self._rows(adoption.MOVABLE, after, limit)
+
+    async def adopt(self, rows: Sequence[Row], at: int) -> list[Row]:
+        def work(db: Database) -> list[Row]:
+            self._check_room(db)
+            return adoption.adopt(db, rows, at)
+
+        return await self._lane.run(work)
+
+    async def moved(self, keys: Sequence[Key], at: int) -> None:
+        await self._lane.run(lambda db: adoption.moved(db, keys, at))
 
     async def totals(self) -> Totals:
         return await self._read(rows.totals)
@@ -132,6 +145,10 @@ class Store(Outbox, Inbox):
 
     async def published(self, place: int) -> None:
         await self._lane.run(lambda db: rows.keep_highest(db, "published", place), lazy=True)
+
+    def _check_room(self, db: Database) -> None:
+        if self._reserve and db.free_bytes() < self._reserve:
+            raise StoreUnavailable("The disk is nearly full; try again later.")
 
     async def _read(self, work: Callable[[Database], R]) -> R:
         return await self._lane.run(work, writes=False)
