@@ -26,7 +26,7 @@ from yanchat.backends import open_backends
 from yanchat.backends.sqlite.store import Store, open_store
 from yanchat.config import Settings
 from yanchat.errors import AddressTaken, ConfigError, YanchatError
-from yanchat.gateway.admission import Admission
+from yanchat.gateway.admission import Admission, allow_descriptors
 from yanchat.gateway.auth import trusting
 from yanchat.gateway.edge import Edge
 from yanchat.model import Node, NodeRecord
@@ -63,7 +63,7 @@ async def serve(settings: Settings, state: Path, ready: Callable[[str], None]) -
                 incarnation = f"{rng.getrandbits(64):016x}"
                 record = NodeRecord(node, incarnation, store.store_id, f"ws://{node}/ws", clock.wall(), __version__)
                 work = await assemble(record, settings, store, store, registry, bus, clock, counters)
-                admission = Admission(settings.limits, settings.origins.allow, trusting)
+                admission = Admission(settings.limits, settings.origins.allow, trusting, allow_descriptors())
                 edge = Edge([listener], work.reception, admission, settings.limits, clock.monotonic)
                 await _run(work, edge, listener, record.url, directory / "admin.sock", store, ready, stopping)
 

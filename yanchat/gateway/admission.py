@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
 from http import HTTPStatus
+from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 from websockets.http11 import Request
@@ -12,26 +14,31 @@ from yanchat.config import LimitSettings
 from yanchat.errors import Refused
 from yanchat.gateway.auth import Authenticator, User
 
-PATH = "/ws"
+PATH: Final = "/ws"
+DESCRIPTORS_KEPT: Final = 128
+"""For the store, the bus, the admin socket and the log: a node full of clients can still do its work."""
 
 
 class Admission:
     """Counts connections and decides about requests; every refusal is a Refused with an HTTP status."""
 
-    def __init__(self, limits: LimitSettings, origins: tuple[str, ...], authenticate: Authenticator) -> None:
-        self._limits, self._origins, self._authenticate = limits, frozenset(origins), authenticate
+    def __init__(
+        self, limits: LimitSettings, origins: tuple[str, ...], authenticate: Authenticator, descriptors: int
+    ) -> None:
+        self._per_address = limits.connections_per_address
+        self._most = min(limits.connections, max(1, descriptors - DESCRIPTORS_KEPT))
+        self._origins, self._authenticate = frozenset(origins), authenticate
         self._addresses: Counter[str] = Counter()
         self._total = 0
 
-    def connect(self, address: str) -> Refused | None:
-        """Count a new connection; the refusal when it is one too many (it counts all the same until it has gone)."""
+    def connect(self, address: str) -> None:
+        """Count a new connection until `disconnect`; Refused, and not counted, when it is one too many."""
+        if self._total >= self._most:
+            raise Refused(503, "This node has as many connections as it may; try another one.", retry_after=5)
+        if self._addresses[address] >= self._per_address:
+            raise Refused(429, "Your address has as many connections as it may; close one.", retry_after=5)
         self._total += 1
         self._addresses[address] += 1
-        if self._total > self._limits.connections:
-            return Refused(503, "This node has as many connections as it may; try another one.", retry_after=5)
-        if self._addresses[address] > self._limits.connections_per_address:
-            return Refused(429, "Your address has as many connections as it may; close one.", retry_after=5)
-        return None
 
     def disconnect(self, address: str) -> None:
         self._total -= 1
@@ -39,24 +46,34 @@ class Admission:
         if not self._addresses[address]:
             del self._addresses[address]
 
-    def check(self, request: Request) -> User:
-        """Who asks for an upgrade on our path."""
-        url = urlsplit(request.path)
-        if url.path != PATH:
+    def check_line(self, method: str, target: str, version: str) -> None:
+        """What the request line alone tells."""
+        try:
+            path = urlsplit(target).path
+        except ValueError:
+            path = ""
+        if path != PATH:
             raise Refused(404, f"There is nothing here; connect to {PATH} with a WebSocket.")
-        if request.method != "GET":
+        if method != "GET":
             raise Refused(405, f"Only GET is answered on {PATH}.")
+        if version != "HTTP/1.1":
+            raise Refused(400, "A WebSocket begins with HTTP/1.1 (RFC 6455, 4.1); a proxy in between must keep to it.")
+
+    def check(self, request: Request) -> User:
+        """Who asks for an upgrade; the request line has been checked."""
         headers = {name.lower(): value for name, value in request.headers.raw_items()}
         if "websocket" not in headers.get("upgrade", "").lower():
             raise Refused(426, f"Connect to {PATH} with a WebSocket.")
+        if headers.get("sec-websocket-version") != "13":
+            raise Refused(426, "Only version 13 of the WebSocket protocol is spoken here (RFC 6455).")
         origin = headers.get("origin")
         if origin is not None and self._origins and origin not in self._origins:
             raise Refused(403, "This origin is not on the allow-list; add it to [origins] allow.")
-        return self._authenticate(parse_qs(url.query, keep_blank_values=True), headers)
+        return self._authenticate(parse_qs(urlsplit(request.path).query, keep_blank_values=True), headers)
 
 
-def plain_answer(refused: Refused) -> bytes:
-    """A whole HTTP answer, after which the connection is closed (RFC 9112, 9.6)."""
+def plain_answer(refused: Refused, *, to_head: bool = False) -> bytes:
+    """A whole HTTP answer, after which the connection is closed (RFC 9112, 9.6); a HEAD gets no body."""
     status = HTTPStatus(refused.status)
     body = f"{refused}\n".encode()
     head = [
@@ -71,4 +88,12 @@ def plain_answer(refused: Refused) -> bytes:
         head.append("Allow: GET")
     if refused.retry_after is not None:
         head.append(f"Retry-After: {refused.retry_after}")
-    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + (b"" if to_head else body)
+
+
+def allow_descriptors() -> int:
+    """Allow this process as many open files as the system lets it have, and say how many that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 1 << 20

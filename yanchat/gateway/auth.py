@@ -29,7 +29,7 @@ def trusting(query: Mapping[str, Sequence[str]], headers: Mapping[str, str]) -> 
     if len(openids) != 1:
         raise Refused(400, "The query must name one openid, as in /ws?openid=ann.")
     openid = check_openid(openids[0], "openid")
-    name = query.get("userName", [openid])[0]
+    name = query.get("userName", ("",))[0] or openid
     if len(name) > MAX_NAME or not name.isprintable():
         raise Refused(400, f"userName must be at most {MAX_NAME} printable characters.")
     return User(openid, name)

@@ -1,218 +1,175 @@
 """One client's WebSocket as bytes in, bytes out; the limits of one connection. Synchronous; knows no socket.
 
-The common frames, whole masked texts and pongs, are read and written by a few lines here; every other byte is the
-business of `websockets`' sans-IO core, which is made for it and dropped again when it has nothing left.
+The opening handshake is `websockets`' (handshake.py). Frames are read and written here (RFC 6455, 5): by its core each
+would cost ten times as much, and clients can send five thousand empty ones in a packet. A test holds the two together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol as Shape
+from typing import Final
 
-from websockets.exceptions import WebSocketException
-from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
-from websockets.protocol import OPEN, Protocol, Side
-from websockets.server import ServerProtocol
+from websockets.exceptions import ProtocolError
+from websockets.frames import Close
 
 from yanchat.config import LimitSettings
 from yanchat.errors import Refused
-from yanchat.gateway.admission import Admission, plain_answer
-from yanchat.model import OpenId
-from yanchat.node.hub import Outlet, Session
+from yanchat.gateway.admission import plain_answer
+from yanchat.gateway.handshake import Handshake
+from yanchat.node.hub import Session
 
 try:
     from websockets.speedups import apply_mask
 except ImportError:
     from websockets.utils import apply_mask
 
-SUBPROTOCOL = "yanchat.v1"
-TEXT, PONG, MASKED = 0x81, 0x8A, 0x80
-TOO_SLOW = 4008
+CONTINUATION, BINARY, CLOSE, PING, PONG, CONTROL = 0x0, 0x2, 0x8, 0x9, 0xA, 0x8
+FIN, MASKED = 0x80, 0x80
+WHOLE_TEXT: Final = 0x81
+FIRST_BYTES: Final = frozenset((0x00, 0x80, 0x01, 0x81, 0x02, 0x82, 0x88, 0x89, 0x8A))
+"""Opcodes with and without FIN that there are: no reserved bits, and no fragmented control frames."""
+LONGEST_CONTROL: Final = 125
 
+BREACH, NO_TEXT, NOT_UTF8, TOO_LARGE, INTERNAL_ERROR, TOO_SLOW = 1002, 1003, 1007, 1009, 1011, 4008
 
-class Door(Shape):
-    """Where logins go: `node/reception.py`."""
-
-    def enter(self, openid: OpenId, user_name: str, remote: str, outlet: Outlet) -> Session: ...
+SHAKING_HANDS, TALKING, CLOSING, LEAVING, PARTED, GONE = range(6)
+"""The phases of a connection; it only goes forward. CLOSING: our closing frame is out, theirs is awaited. LEAVING: what
+comes is thrown away until the other side has seen our end. PARTED: both have closed, `out` may still leave. GONE."""
 
 
 class Connection:
-    """Made for each accepted socket. The edge feeds it, and takes `out` when it was told through `touch`."""
+    """Takes bytes through `receive`; what is to be sent gathers in `out`, and `touch` is called when that begins."""
 
     __slots__ = (
-        "_admission",
-        "_door",
-        "_events",
         "_fragments",
         "_handshake",
-        "_library",
         "_limits",
         "_partial",
-        "_touch",
+        "backlog",
         "buffered",
         "congested",
-        "ending",
+        "missing",
         "out",
         "paused",
+        "phase",
         "remote",
         "session",
     )
 
-    def __init__(
-        self,
-        remote: str,
-        limits: LimitSettings,
-        admission: Admission,
-        door: Door,
-        touch: Callable[[Connection], None],
-    ) -> None:
-        self.remote, self._limits, self._admission, self._door, self._touch = remote, limits, admission, door, touch
-        self._handshake: ServerProtocol | None = ServerProtocol(
-            max_size=limits.message_size,
-            select_subprotocol=lambda _, offered: next((name for name in offered if name == SUBPROTOCOL), None),
-        )
-        self._library: Protocol | None = None
-        self._partial = b""
-        self._events: list[Frame] = []
-        self._fragments: list[bytes] | None = None
+    def __init__(self, remote: str, limits: LimitSettings, handshake: Handshake) -> None:
+        self.remote, self._limits, self._handshake = remote, limits, handshake
+        self.phase = SHAKING_HANDS
         self.session: Session | None = None
-        self.out: list[bytes] = []
+        self.paused = False
+        """The session takes nothing more for now."""
+        self.backlog = False
+        """It takes more again, also of what was received before."""
+        self.missing = 0
+        """Bytes of a frame that has begun."""
+        self._partial = b""
+        self._fragments: bytearray | None = None
+        self.out: list[bytes] | tuple[()] = ()
         self.buffered = 0
-        self.congested = self.paused = False
-        self.ending = False
-        """Nothing more is read for a session; once `out` has left, the socket is closed."""
+        self.congested = False
+
+    def touch(self) -> None:
+        """There is something to send, or the phase has changed; for who moves the bytes."""
 
     # -- bytes in ------------------------------------------------------------------------------------------------------
-    def receive(self, data: bytes) -> None:
-        """Take bytes from the client."""
-        if self.ending and self._library is None:
-            return
-        if self._handshake is not None:
-            self._greet(data)
-        elif self._library is not None:
-            self._to_library(data)
-        else:
-            self._frames(self._partial + data if self._partial else data)
+    @property
+    def reading(self) -> bool:
+        """Whether bytes are wanted now: not while the session is busy, nor while the client takes no answers."""
+        return not (self.paused or self.congested)
 
-    def receive_eof(self) -> None:
-        """The client has closed its side."""
-        self.end()
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the client; b"" when `backlog` is set."""
+        self.backlog, self.missing = False, 0
+        if self._partial:
+            data, self._partial = self._partial + data, b""
+        if self.phase == SHAKING_HANDS:
+            self._greet(data)
+        elif self.phase < LEAVING:
+            self._frames(data)
 
     def resume(self) -> None:
-        """The session takes messages again: first those that are here already."""
-        self.paused = False
-        while self._events and not self.paused:
-            self._event(self._events.pop(0))
-        if self._partial and not self.paused and self._library is None:
-            self._frames(self._partial)
-        self._touch(self)
+        """The session takes messages again."""
+        self.paused, self.backlog = False, True
+        self.touch()
 
     def _greet(self, data: bytes) -> None:
-        handshake = self._handshake
-        assert handshake is not None
-        handshake.receive_data(data)
-        if handshake.handshake_exc is not None:
-            self.refuse(Refused(400, "The request is not understood; send a WebSocket upgrade (RFC 6455)."))
-            return
-        events = handshake.events_received()
-        if not events:
-            return
-        request = events[0]
-        assert isinstance(request, Request)
         try:
-            user = self._admission.check(request)
-            response = handshake.accept(request)
-            if response.status_code != 101:
-                raise Refused(response.status_code, response.body.decode().splitlines()[0])
-            self.session = self._door.enter(user.openid, user.name, self.remote, self)
+            opened = self._handshake.answer(data, self.remote, self)
         except Refused as refused:
-            self.refuse(refused)
+            self.refuse(refused, to_head=data.startswith(b"HEAD "))
             return
-        except (ValueError, WebSocketException):
-            self.refuse(Refused(400, "The request is not understood; send a WebSocket upgrade (RFC 6455)."))
+        if opened is None:
+            self._partial = data
             return
-        handshake.send_response(response)
-        self._write(b"".join(handshake.data_to_send()))
-        self._handshake = None
-        self._library = handshake
-        for event in events[1:]:
-            assert isinstance(event, Frame)
-            self._event(event)
-        self._after_library()
+        self.session, answer, self._partial = opened
+        self.phase = TALKING
+        self.paused = True  # until the session has said hello
+        self._write(answer)
 
     def _frames(self, data: bytes) -> None:
-        """The fast path: whole, unfragmented, masked texts and pongs."""
-        self._partial = b""
-        at, end, session = 0, len(data), self.session
-        while end - at >= 2 and not self.ending:
+        """Cut frames, and do what each says; the rest is kept."""
+        at, end, largest = 0, len(data), self._limits.message_size
+        while end - at >= 2 and not self.paused and self.phase < LEAVING:
             first, second = data[at], data[at + 1]
             length, head = second & 0x7F, 6
-            if length == 126 and first == TEXT:
-                if end - at < 4:
+            if length >= 126:
+                head = 8 if length == 126 else 14
+                if end - at < head - 4:
                     break
-                length, head = data[at + 2] << 8 | data[at + 3], 8
-                usual = 126 <= length <= self._limits.message_size
-            else:
-                usual = length < 126 and length <= self._limits.message_size
-            if not usual or not second & MASKED or (first != TEXT and first != PONG):
-                self._library = Protocol(Side.SERVER, state=OPEN, max_size=self._limits.message_size)
-                self._to_library(data[at:])
-                return
+                length = int.from_bytes(data[at + 2 : at + head - 4], "big")
+            usual = first == WHOLE_TEXT and self._fragments is None and self.phase == TALKING
+            if second < MASKED or length > largest or not usual:
+                code = self._breach(first, second, length)
+                if code:
+                    self._fail(code)
+                    return
             stop = at + head + length
             if stop > end:
+                self.missing = stop - end
                 break
             payload = apply_mask(data[at + head : stop], data[at + head - 4 : at + head])
             at = stop
-            if first == TEXT:
+            if usual:
                 self._text(payload)
-                if self.paused:
-                    break
-            elif session is not None:
-                session.pong(payload)
-        if at < end and not self.ending:
+            else:
+                self._unusual(first, payload)
+        if at < end and self.phase < LEAVING:
             self._partial = data[at:]
 
-    def _to_library(self, data: bytes) -> None:
-        assert self._library is not None
-        if self.ending and self._library.eof_sent:
-            return
-        self._library.receive_data(data)
-        self._events += [event for event in self._library.events_received() if isinstance(event, Frame)]
-        while self._events and not self.paused:
-            self._event(self._events.pop(0))
-        self._after_library()
+    def _breach(self, first: int, second: int, length: int) -> int:
+        """The close code when this beginning of a frame breaks a rule, else 0."""
+        if first not in FIRST_BYTES or second < MASKED:
+            return BREACH
+        opcode, had = first & 0x0F, self._fragments
+        if opcode >= CONTROL:
+            return BREACH if length > LONGEST_CONTROL else 0
+        if (opcode == CONTINUATION) != (had is not None) and self.phase == TALKING:
+            return BREACH
+        return TOO_LARGE if length + len(had or b"") > self._limits.message_size else 0
 
-    def _after_library(self) -> None:
-        """Send what the library answers; drop it when it holds nothing."""
-        library = self._library
-        if library is None:
-            return
-        for write in library.data_to_send():
-            if write:
-                self._write(write)
-        if library.state is not OPEN:
-            self._over()
-            if library.eof_sent:
-                self.ending = True
-                self._touch(self)
-        elif not library.reader.buffer and library.current_size is None and self._fragments is None:
-            self._library = None
-
-    def _event(self, frame: Frame) -> None:
-        if self.session is None or self.ending:
-            return
-        if frame.opcode is Opcode.PONG:
-            self.session.pong(bytes(frame.data))
-        elif frame.opcode is Opcode.BINARY:
-            self.close(1003, "send text frames")
-        elif frame.opcode in {Opcode.TEXT, Opcode.CONT}:
-            if frame.opcode is Opcode.TEXT and frame.fin:
-                self._text(bytes(frame.data))
-                return
-            self._fragments = [*(self._fragments or ()), bytes(frame.data)]
-            if frame.fin:
-                whole, self._fragments = b"".join(self._fragments), None
+    def _unusual(self, first: int, payload: bytes) -> None:
+        """A control frame, a fragment, or what is no text; the breaches are sorted out."""
+        opcode = first & 0x0F
+        if opcode == PING:
+            self._write(bytes((FIN | PONG, len(payload))) + payload)
+        elif opcode == CLOSE:
+            self._closed(payload)
+        elif self.phase != TALKING:
+            pass  # the session is over: nobody takes it, nobody answers
+        elif opcode == PONG:
+            assert self.session is not None
+            self.session.pong(payload)
+        elif opcode == BINARY:
+            self.close(NO_TEXT, "send text frames")
+        else:
+            if self._fragments is None:
+                self._fragments = bytearray()
+            self._fragments += payload
+            if first & FIN:
+                whole, self._fragments = bytes(self._fragments), None
                 self._text(whole)
 
     def _text(self, data: bytes) -> None:
@@ -220,79 +177,105 @@ class Connection:
             try:
                 data.decode()
             except UnicodeDecodeError:
-                self.close(1007, "not UTF-8")
+                self.close(NOT_UTF8, "not UTF-8")
                 return
-        if self.session is not None and not self.session.receive(data):
+        assert self.session is not None
+        if not self.session.receive(data):
             self.paused = True
-            self._touch(self)
+            self.touch()
+
+    def _closed(self, payload: bytes) -> None:
+        """The client's closing frame: answered with its own words (RFC 6455, 5.5.1), unless it answers ours."""
+        try:
+            Close.parse(payload)
+        except ProtocolError:
+            self._fail(BREACH)
+        except UnicodeDecodeError:
+            self._fail(NOT_UTF8)
+        else:
+            self._over(PARTED, payload)
+
+    def _fail(self, code: int) -> None:
+        """The client has broken a rule: say so, and read nothing more (RFC 6455, 7.1.7)."""
+        self._over(LEAVING, Close(code, "").serialize())
 
     # -- bytes out (node/hub.Outlet) -----------------------------------------------------------------------------------
     def send(self, frame: bytes) -> None:
-        size = len(frame)
-        if self.session is None or not self.session.open:
+        if self.phase != TALKING:
             return
+        size = len(frame)
         if size < 126:
-            self._write(bytes((TEXT, size)) + frame)
+            self._write(bytes((WHOLE_TEXT, size)) + frame)
         elif size < 1 << 16:
             self._write(b"\x81\x7e" + size.to_bytes(2, "big") + frame)
         else:
             self._write(b"\x81\x7f" + size.to_bytes(8, "big") + frame)
 
     def ping(self, payload: bytes) -> None:
-        if not self.ending and self._handshake is None:
-            self._write(bytes((0x89, len(payload))) + payload)
+        if self.phase == TALKING:
+            self._write(bytes((FIN | PING, len(payload))) + payload)
 
     def close(self, code: int, reason: str) -> None:
-        """Start the closing handshake; the session is over."""
-        if self._handshake is not None:
-            self.end()
-            return
-        if self._library is None:
-            self._library = Protocol(Side.SERVER, state=OPEN, max_size=self._limits.message_size)
-        if self._library.state is OPEN:
-            self._library.send_close(code, reason)
-        self._after_library()
+        """Start the closing handshake, and end the session; a client that still shakes hands is refused."""
+        if self.phase == SHAKING_HANDS and code == INTERNAL_ERROR:
+            self.refuse(Refused(500, "Something went wrong here; connect again.", retry_after=5))
+        elif self.phase == SHAKING_HANDS:
+            self.refuse(Refused(503, "This node is stopping; connect again.", retry_after=1))
+        else:
+            self._over(CLOSING, _closing_payload(code, reason))
 
-    def refuse(self, refused: Refused) -> None:
-        """Answer in plain HTTP; there is no WebSocket."""
-        self._handshake = None
-        self._write(plain_answer(refused))
-        self.ending = True
+    def _over(self, phase: int, closing: bytes) -> None:
+        """The conversation is over: our closing frame if it is not out yet, and the session's end."""
+        if self.phase == TALKING:
+            self._write(bytes((FIN | CLOSE, len(closing))) + closing)
+        if phase > self.phase:
+            self.phase = phase
+            self.paused, self.backlog, self._fragments = False, True, None
+            self._end_session()
+            self.touch()
+
+    def refuse(self, refused: Refused, *, to_head: bool = False) -> None:
+        """Answer in plain HTTP; there will be no WebSocket."""
+        self.phase = LEAVING
+        self._write(plain_answer(refused, to_head=to_head))
 
     def end(self) -> None:
         """The bytes are over, with or without a closing handshake."""
-        self._over()
-        self.ending = True
-        self.out, self.buffered = [], 0
-        self._library = self._handshake = None
-        self._touch(self)
+        self.phase = GONE
+        self._end_session()
+        self.session = self._fragments = None
+        self._partial, self.out, self.buffered = b"", (), 0
+        self.touch()
 
-    def _over(self) -> None:
+    def _end_session(self) -> None:
         if self.session is not None:
             self.session.end()
 
     def _write(self, data: bytes) -> None:
-        self.out.append(data)
         self.buffered += len(data)
-        half = self._limits.outgoing_buffer // 2
-        if self.buffered >= half:
+        if self.out:
+            self.out.append(data)
+        else:
+            self.out = [data]
+            self.touch()
+        if self.buffered >= self._limits.outgoing_buffer // 2:
             self.congested = True
-        self._touch(self)
+            self.touch()
 
     def sent(self, unsent: bytes) -> None:
-        """The kernel has taken all but this."""
-        self.out = [unsent, *self.out] if unsent else self.out
-        self.buffered = sum(map(len, self.out))
+        """The kernel has taken all of `out` but this."""
+        self.out = [unsent] if unsent else ()
+        self.buffered = len(unsent)
         if self.congested and self.buffered < self._limits.outgoing_buffer // 2:
             self.congested = False
             if self.session is not None:
                 self.session.drained()
 
-    @property
-    def shaking_hands(self) -> bool:
-        return self._handshake is not None
 
-    @property
-    def closing(self) -> bool:
-        """The closing handshake is under way."""
-        return self.ending or (self._library is not None and self._library.state is not OPEN)
+def _closing_payload(code: int, reason: str) -> bytes:
+    """Code and reason as far as they may be sent: another node's record may have said anything."""
+    reason = reason.encode()[: LONGEST_CONTROL - 2].decode(errors="ignore")
+    try:
+        return Close(code, reason).serialize()
+    except ProtocolError:
+        return Close(1000, "").serialize()

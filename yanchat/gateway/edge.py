@@ -8,33 +8,61 @@ from __future__ import annotations
 
 import select
 import socket
+import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import suppress
+from errno import ECONNABORTED
+from typing import Final
 
 import structlog
 import trio
 
 from yanchat.config import LimitSettings
-from yanchat.gateway.admission import Admission
-from yanchat.gateway.connection import TOO_SLOW, Connection, Door
+from yanchat.errors import Refused
+from yanchat.gateway.admission import Admission, plain_answer
+from yanchat.gateway.connection import (
+    CLOSING,
+    GONE,
+    INTERNAL_ERROR,
+    LEAVING,
+    PARTED,
+    TALKING,
+    TOO_SLOW,
+    Connection,
+)
+from yanchat.gateway.handshake import Door, Handshake
 
-EVENTS_A_TURN, BYTES_A_TURN, ACCEPTS_A_TURN = 256, 65536, 64
-CLOSING_SECONDS = 5.0
-ACCEPT_PAUSE = 0.2
-READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+EVENTS_A_TURN, BYTES_A_TURN, ACCEPTS_A_TURN = 256, 65_536, 64
+BYTES_A_READ: Final = 8192
+"""Or what is missing of a frame. A client who floods the node with the smallest frames costs 1,400 of them a turn."""
+BYTES_UNSENT: Final = 131_072
+"""What the kernel takes beyond what the network does. With megabytes in there, a slow reader would look like none."""
+CHECKS_AT_ONCE: Final = 1000
+FULL_SECONDS: Final = 1.0
+"""How long a client may read nothing when its outgoing buffer is over the limit: by answers to what was in flight,
+for from half full on nothing more is read from it, and pushes wait in the hub."""
+READ, WRITE, LOST = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
 
 
-class Wire:
-    """A connection's socket and clocks; seconds of the monotonic clock, 0 for not running."""
+class Wire(Connection):
+    """A connection with its socket and clocks; these are seconds of the edge's own clock, 0 for not running."""
 
-    __slots__ = ("connection", "heard", "interest", "since", "sock", "stalled")
+    __slots__ = ("edge", "fd", "heard", "interest", "next_ping", "seen", "since", "sock", "stalled", "writable")
 
-    def __init__(self, sock: socket.socket, connection: Connection, now: float) -> None:
-        self.sock, self.connection = sock, connection
-        self.interest = READ
-        self.since = self.heard = now
-        """Since when it shakes hands or closes; when it was last heard of."""
+    def __init__(self, edge: Edge, sock: socket.socket, remote: str, limits: LimitSettings) -> None:
+        super().__init__(remote, limits, edge.handshake)
+        self.edge, self.sock, self.fd = edge, sock, sock.fileno()
+        self.interest, self.writable = READ, True
+        self.since = self.heard = edge.clock
+        self.next_ping = edge.next_ping
+        """Since when it shakes hands or closes; when it was last heard; when it is asked whether it is there."""
+        self.seen = self.phase
+        """The phase that the edge has acted upon."""
         self.stalled = 0.0
+        """Since when the client has read nothing of what waits for it."""
+
+    def touch(self) -> None:
+        self.edge.touch(self)
 
 
 class Edge:
@@ -49,12 +77,20 @@ class Edge:
         now: Callable[[], float],
     ) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
-        self._door, self._admission, self._limits, self._now = door, admission, limits, now
+        self._admission, self._limits, self._now = admission, limits, now
+        self.handshake = Handshake(admission, door)
+        self.clock = 1.0
+        """Seconds that the sweep has counted. Time in which the whole node stood still is no client's fault: it does
+        not count. All wires share the one number, and reading costs no look at the time."""
+        self.next_ping = self.clock + limits.ping
+        """When a wire that is asked now is asked again."""
         self._epoll = select.epoll()
+        self._events: list[tuple[int, int]] = []
         self._wires: dict[int, Wire] = {}
-        self._fds: dict[Connection, int] = {}
-        self._touched: dict[Connection, None] = {}
-        self._in_turn = False
+        self._touched: dict[Wire, None] = {}
+        self._left = 0
+        """Bytes that this turn may still read."""
+        self._flushes = False
         self._token: trio.lowlevel.TrioToken | None = None
         self._accepting = self._reading = True
         self.empty = trio.Event()
@@ -68,6 +104,8 @@ class Edge:
         self._token = trio.lowlevel.current_trio_token()
         for fd, listener in self._listeners.items():
             listener.setblocking(False)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts has these options, too
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, BYTES_UNSENT)
             self._epoll.register(fd, READ)
         try:
             while True:
@@ -79,21 +117,25 @@ class Edge:
             self._epoll.close()
 
     def _turn(self) -> None:
-        self._in_turn = True
-        try:
-            for fd, event in self._epoll.poll(0, EVENTS_A_TURN):
+        """Serve what is ready, as much as a turn may take; what is left comes first in the next one."""
+        events = self._events or self._epoll.poll(0, EVENTS_A_TURN)
+        self._flushes, self._left = True, BYTES_A_TURN
+        for n, (fd, event) in enumerate(events, 1):
+            wire = self._wires.get(fd)
+            if wire is None:
                 if fd in self._listeners:
                     self._accept(self._listeners[fd])
-                    continue
-                wire = self._wires.get(fd)
-                if wire is None:
-                    continue
-                if event & (READ | select.EPOLLHUP | select.EPOLLERR):
-                    self._guarded(wire, self._read)
-                if event & WRITE:
-                    self._touched[wire.connection] = None
-        finally:
-            self._in_turn = False
+                continue
+            if event & WRITE:
+                wire.writable = True
+                self._touched[wire] = None
+            if event & (READ | LOST):
+                self._guarded(wire, self._read if wire.interest & READ else self._lost)
+            if self._left <= 0:
+                self._events = events[n:]
+                break
+        else:
+            self._events = []
         self.flush()
 
     def _guarded(self, wire: Wire, call: Callable[[Wire], None]) -> None:
@@ -101,150 +143,187 @@ class Edge:
         try:
             call(wire)
         except Exception:
-            structlog.get_logger().exception("edge.connection_failed")
+            structlog.get_logger().exception("edge.connection_failed", remote=wire.remote)
             try:
-                wire.connection.close(1011, "internal error")
+                wire.close(INTERNAL_ERROR, "internal error")
             except Exception:
                 self._drop(wire)
 
+    # -- bytes in ------------------------------------------------------------------------------------------------------
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS_A_TURN):
             try:
                 sock, address = listener.accept()
             except BlockingIOError:
                 return
-            except OSError as error:  # no descriptors left, or the client has gone already
+            except OSError as error:
+                if error.errno == ECONNABORTED:
+                    continue
                 structlog.get_logger().warning("edge.accept_failed", error=str(error))
-                self._pause_accepting()
+                self._accept_later()
                 return
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            remote = str(address[0])
-            connection = Connection(remote, self._limits, self._admission, self._door, self.touch)
-            fd = sock.fileno()
-            self._wires[fd] = Wire(sock, connection, self._now())
-            self._fds[connection] = fd
-            self._epoll.register(fd, READ)
-            refused = self._admission.connect(remote)
-            if refused is not None:
-                connection.refuse(refused)
+            try:
+                self._welcome(sock, str(address[0]))
+            except OSError as error:
+                structlog.get_logger().warning("edge.accept_failed", error=str(error))
+                sock.close()
 
-    def _pause_accepting(self) -> None:
+    def _welcome(self, sock: socket.socket, remote: str) -> None:
+        sock.setblocking(False)
+        try:
+            self._admission.connect(remote)
+        except Refused as refused:  # answered and forgotten: one too many must not cost what the others cost
+            with sock, suppress(OSError):
+                sock.send(plain_answer(refused))
+                sock.shutdown(socket.SHUT_WR)
+                sock.recv(BYTES_A_READ)  # a socket closed with its request unread is reset, and the answer lost
+            return
+        wire = Wire(self, sock, sys.intern(remote), self._limits)
+        self._wires[wire.fd] = wire
+        self._epoll.register(wire.fd, READ)
+
+    def _accept_later(self) -> None:
+        """No descriptors left, or no memory: the listeners rest until the next sweep."""
         self._accepting = False
         for fd in self._listeners:
             self._epoll.modify(fd, 0)
 
     def _read(self, wire: Wire) -> None:
-        connection = wire.connection
-        if connection.paused or not self._reading:
-            return
         try:
-            data = wire.sock.recv(BYTES_A_TURN)
+            data = wire.sock.recv(max(BYTES_A_READ, wire.missing))
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        if data:
-            wire.heard = self._now()
-            connection.receive(data)
-        else:
-            connection.receive_eof()
+        self._left -= len(data)
+        if not data:
+            wire.end()
+        elif wire.phase < LEAVING:
+            wire.heard = self.clock
+            wire.receive(data)
+
+    def _lost(self, wire: Wire) -> None:
+        """The connection broke while we were not reading: nobody is there any more."""
+        wire.end()
 
     # -- bytes out -----------------------------------------------------------------------------------------------------
-    def touch(self, connection: Connection) -> None:
-        """This connection has something to send, or has changed: flush it, once, when this turn or batch is over."""
-        if not self._touched and not self._in_turn and self._token is not None:
-            self._token.run_sync_soon(self.flush, idempotent=True)
-        self._touched[connection] = None
+    def touch(self, wire: Wire) -> None:
+        """Flush this wire, once, when this turn or batch is over."""
+        if not self._flushes and self._token is not None:
+            self._flushes = True
+            self._token.run_sync_soon(self.flush)
+        self._touched[wire] = None
 
     def flush(self) -> None:
-        """Send what all touched connections have."""
+        """Send what all touched connections have, and act on what has become of them."""
+        self._flushes = True
         while self._touched:
             touched, self._touched = self._touched, {}
-            self._in_turn = True
-            for connection in touched:
-                wire = self._wires.get(self._fds.get(connection, -1))
-                if wire is not None:
-                    self._guarded(wire, self._send)
-            self._in_turn = False
+            for wire in touched:
+                self._guarded(wire, self._settle)
+        self._flushes = False
+
+    def _settle(self, wire: Wire) -> None:
+        if wire.sock.fileno() < 0:
+            return
+        if wire.backlog and self._reading:
+            wire.receive(b"")
+        if wire.out and wire.writable:
+            self._send(wire)
+        if wire.phase != wire.seen:
+            self._changed(wire)
+        interest = WRITE if wire.out else 0
+        if wire.reading and self._reading:
+            interest |= READ
+        if interest != wire.interest and wire.phase != GONE:
+            if interest & READ > wire.interest & READ:
+                wire.heard = self.clock
+            wire.interest = interest
+            self._epoll.modify(wire.fd, interest)
 
     def _send(self, wire: Wire) -> None:
-        connection = wire.connection
-        if connection.out:
-            data = connection.out[0] if len(connection.out) == 1 else b"".join(connection.out)
-            connection.out = []
-            try:
-                sent = wire.sock.send(data)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                connection.end()
-                self._drop(wire)
-                return
-            unsent = data[sent:]
-            if not unsent:
-                wire.stalled = 0.0
-            elif sent or not wire.stalled:
-                wire.stalled = self._now()
-            connection.sent(unsent)
-            if connection.buffered > self._limits.outgoing_buffer:
-                self._too_slow(wire)
-        if connection.ending and not connection.out:
-            self._drop(wire)
+        data = wire.out[0] if len(wire.out) == 1 else b"".join(wire.out)
+        try:
+            sent = wire.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            wire.end()
             return
-        interest = (READ if self._reading and not connection.paused else 0) | (WRITE if connection.out else 0)
-        if interest != wire.interest:
-            wire.interest = interest
-            self._epoll.modify(wire.sock.fileno(), interest)
+        if sent == len(data):
+            wire.stalled = 0.0
+            wire.sent(b"")
+        else:
+            wire.writable = False
+            if sent or not wire.stalled:
+                wire.stalled = self.clock
+            wire.sent(data[sent:])
 
-    def _too_slow(self, wire: Wire) -> None:
-        """It does not read: say so, if it ever looks, and let go."""
-        if not wire.connection.closing:
-            wire.connection.close(TOO_SLOW, "too slow")
-            wire.since = self._now()
+    def _changed(self, wire: Wire) -> None:
+        """Another phase: a deadline of its own, and the socket's end when it is due."""
+        if wire.seen < CLOSING:
+            wire.since = self.clock
+        wire.seen = min(wire.phase, CLOSING)
+        if wire.phase == GONE or (wire.phase == PARTED and not wire.out):
+            self._drop(wire)
+        elif wire.phase == LEAVING and not wire.out:
+            wire.seen = LEAVING
+            try:
+                wire.sock.shutdown(socket.SHUT_WR)  # closed with bytes unread it would be reset: RFC 9112, 9.6
+            except OSError:
+                self._drop(wire)
 
     def _drop(self, wire: Wire) -> None:
-        fd = self._fds.pop(wire.connection, None)
-        if fd is None:
+        if self._wires.get(wire.fd) is not wire:
             return
-        del self._wires[fd]
-        self._admission.disconnect(wire.connection.remote)
-        self._epoll.unregister(fd)
-        wire.connection.end()
-        wire.sock.close()
+        del self._wires[wire.fd]
+        self._admission.disconnect(wire.remote)
+        try:
+            wire.end()
+        finally:
+            self._epoll.unregister(wire.fd)
+            wire.sock.close()
         if not self._wires:
             self.empty.set()
 
     # -- deadlines -----------------------------------------------------------------------------------------------------
     async def sweep(self) -> None:
-        """Keep all deadlines with one look at every connection a second, as long as the node lives."""
+        """Keep all deadlines with one look at every connection, once a second or oftener, as long as the node lives."""
+        limits = self._limits
+        tick = min(1.0, max(0.05, min(limits.handshake, limits.ping, limits.idle, limits.stalled) / 4))
+        last = self._now()
         while True:
-            await trio.sleep(1.0)
+            await trio.sleep(tick)
             now = self._now()
-            if not self._accepting and self._listeners:
+            self.clock += min(now - last, 2 * tick)
+            self.next_ping = self.clock + limits.ping
+            last = now
+            if not self._accepting:
                 self._accepting = True
                 for fd in self._listeners:
                     self._epoll.modify(fd, READ)
-            for wire in list(self._wires.values()):
-                self._guarded(wire, partial(self._check, now))
             self.flush()
+            for n, wire in enumerate(list(self._wires.values()), 1):
+                self._guarded(wire, self._check)
+                if n % CHECKS_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
 
-    def _check(self, now: float, wire: Wire) -> None:
-        connection, limits = wire.connection, self._limits
-        if connection.shaking_hands:
-            if now - wire.since > limits.handshake:
+    def _check(self, wire: Wire) -> None:
+        clock, limits = self.clock, self._limits
+        if wire.phase != TALKING:
+            if clock - wire.since > limits.handshake:  # the opening or the closing one; whatever else is heard
                 self._drop(wire)
-        elif connection.closing:
-            wire.since = now if wire.since <= wire.heard and wire.since < now - limits.idle else wire.since
-            if now - max(wire.since, wire.heard) > CLOSING_SECONDS:
-                self._drop(wire)
-        elif wire.stalled and now - wire.stalled > limits.stalled:
-            self._too_slow(wire)
-        elif now - wire.heard > limits.idle and not connection.paused:
-            connection.close(1001, "idle")
-        elif now - wire.heard > limits.ping and (now - wire.heard) % limits.ping < 1.0:
-            connection.ping(b"alive")
+        elif wire.stalled:
+            full = wire.buffered > limits.outgoing_buffer
+            if clock - wire.stalled > (min(FULL_SECONDS, limits.stalled) if full else limits.stalled):
+                wire.close(TOO_SLOW, "too slow")
+        elif wire.interest & READ and clock - wire.heard > limits.idle:
+            wire.close(1001, "idle")
+        elif clock >= wire.next_ping:
+            wire.next_ping = self.next_ping
+            wire.ping(b"alive")
 
+    # -- the end of the node -------------------------------------------------------------------------------------------
     def stop_accepting(self) -> None:
         """Close the listening sockets."""
         for fd, listener in self._listeners.items():
@@ -256,14 +335,15 @@ class Edge:
         """Read no more, so that what was read can be answered; until `close_all`."""
         self._reading = False
         for wire in self._wires.values():
-            self.touch(wire.connection)
+            self.touch(wire)
 
     def close_all(self, code: int, reason: str) -> None:
         """Start the closing handshake with everybody; `empty` is set when all have gone."""
         self.empty = trio.Event()
         self._reading = True
         for wire in list(self._wires.values()):
-            self._guarded(wire, lambda wire: wire.connection.close(code, reason))
+            self.touch(wire)
+            self._guarded(wire, lambda wire: wire.close(code, reason))
         self.flush()
         if not self._wires:
             self.empty.set()

@@ -107,6 +107,7 @@ class Claims:
             record = session.record
             hello = frames.hello(record.openid, record.user_name, record.session_id, self._node, pending)
             session.outlet.send(hello)
+            session.outlet.resume()
             self._mailboxes.pulled(session.openid, stands=False)
 
     async def _close_older(self, openids: set[OpenId]) -> None:
