@@ -21,6 +21,7 @@ from yanchat.protocol.records import Acked
 from yanchat.telemetry import Counters
 
 CHUNK = 1000
+STRANGE_AT_ONCE = 32
 
 
 class _Ack(NamedTuple):
@@ -45,11 +46,15 @@ class Acks:
         bus: Bus,
         dates: Dates,
         clock: Clock,
+        inflight: int,
         counters: Counters,
     ) -> None:
         self._node, self._hub, self._inbox, self._outbox, self._ledger = node, hub, inbox, outbox, ledger
         self._mailboxes, self._bus, self._dates, self._clock, self._counters = mailboxes, bus, dates, clock, counters
+        self._inflight = inflight
         self._queue: list[_Ack] = []
+        self._strange: list[_Ack] = []
+        """Acks of what nobody here was given: each costs a look at the disk, so they come a few at a time."""
         self._wake = trio.Event()
         self._busy = False
         self._unpublished: set[tuple[int, Node]] = set()
@@ -58,19 +63,23 @@ class Acks:
 
     def acked(self, session: Session, message_id: str) -> None:
         """A client's type 15. Repeated: answered again."""
-        self._queue.append(_Ack(session, message_id, self._hub.owed_to(session.openid, MessageId(message_id))))
+        ack = _Ack(session, message_id, self._hub.owed_to(session.openid, MessageId(message_id)))
+        (self._queue if ack.origins else self._strange).append(ack)
+        session.expect(self._inflight)
         self._wake.set()
 
     @property
     def idle(self) -> bool:
-        return not (self._queue or self._busy)
+        return not (self._queue or self._strange or self._busy)
 
     async def run(self) -> None:
         """Record acks batch by batch, then answer them, as long as the node lives."""
         while True:
             await self._wake.wait()
-            self._wake = trio.Event()
-            batch, self._queue, self._busy = self._queue, [], True
+            batch, self._queue, self._busy = self._queue + self._strange[:STRANGE_AT_ONCE], [], True
+            self._strange = self._strange[STRANGE_AT_ONCE:]
+            if not self._strange:
+                self._wake = trio.Event()
             try:
                 await self._record(batch)
             except StoreUnavailable as error:
@@ -129,7 +138,8 @@ class Acks:
         return (403 if rows or acked else 404), ()
 
     def _answer(self, ack: _Ack, status: int) -> None:
-        ack.session.outlet.send(frames.ack_receipt(self._dates(self._clock.wall()), ack.message_id, status))
+        receipt = frames.ack_receipt(self._dates(self._clock.wall()), ack.message_id, status)
+        ack.session.answer(receipt, self._inflight)
 
     # -- on their way back ---------------------------------------------------------------------------------------------
     def _publish(self, node: Node, acks: list[tuple[Key, int]]) -> None:

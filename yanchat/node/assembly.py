@@ -133,7 +133,7 @@ async def assemble(
         node, hub, claims, inbox, mailboxes, settlement, bus, dates, clock, counters, ask_at=max(1, limits.window // 2)
     )
     looks = Looks(node, mailboxes, loads, ledger, registry, bus, limits, retry, clock, counters, deliver=delivery.take)
-    acks = Acks(node, hub, inbox, outbox, ledger, mailboxes, bus, dates, clock, counters)
+    acks = Acks(node, hub, inbox, outbox, ledger, mailboxes, bus, dates, clock, limits.inflight, counters)
     intake = Intake(outbox, mailboxes, backlog, orders, dates, clock, limits.inflight, counters)
     reception = Reception(
         node,

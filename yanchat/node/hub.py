@@ -107,6 +107,21 @@ class Session:
             self._ears.ended(self)
 
     # -- called by the node --------------------------------------------------------------------------------------------
+    def expect(self, most: int) -> bool:
+        """One more frame of the client waits for its answer; false when as many do as may: nothing is read then."""
+        self.inflight += 1
+        if self.inflight >= most:
+            self.paused = True
+        return not self.paused
+
+    def answer(self, frame: bytes, most: int) -> None:
+        """Answer one of the frames that wait; when half of them are answered, it goes on."""
+        self.outlet.send(frame)
+        self.inflight -= 1
+        if self.paused and self.inflight <= most // 2:
+            self.paused = False
+            self.outlet.resume()
+
     def push(self, envelope: Envelope, origin: Node, cause: str, redelivered: bool) -> None:
         """Give a message; a first one never to a session that has had it."""
         had = envelope.message_id in self.unacked
@@ -114,7 +129,7 @@ class Session:
         self.unacked[envelope.message_id] = origins if origin in origins else (*origins, origin)
         if len(self.unacked) > UNACKED_REMEMBERED:
             del self.unacked[next(iter(self.unacked))]
-        if had and cause != "retry":
+        if had and (cause != "retry" or self._waiting is not None):  # it may itself be among those that wait
             return
         if self._waiting is None and not self.outlet.congested:
             self.outlet.send(frames.push(envelope, self.record.session_id, self.name_json, redelivered))
@@ -153,7 +168,10 @@ class Session:
         if self._barrier is None:
             return []
         keys, self._barrier = self._barrier[1], None
-        return [(key, self.untold.pop(key)) for key in keys if key in self.untold]
+        told = [(key, self.untold.pop(key)) for key in keys if key in self.untold]
+        if not self.untold:
+            self.untold = {}  # an emptied one keeps the memory of its fullest day
+        return told
 
     def _wait(self, send: Callable[[], None]) -> None:
         """Until `drained`; what waits already goes first."""
@@ -209,6 +227,8 @@ class Hub:
         """The user has acked: none of his sessions here owes it any more."""
         for session in self.of(openid):
             session.unacked.pop(message_id, None)
+            if not session.unacked:
+                session.unacked = {}
 
     def owed_to(self, openid: OpenId, message_id: MessageId) -> tuple[Node, ...]:
         """The origins of a message that some session of this user here was given and has not acked."""

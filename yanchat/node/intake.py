@@ -79,13 +79,9 @@ class Intake:
         return self._put(_Waiting(session, None, [], refusal))
 
     def _put(self, waiting: _Waiting) -> bool:
-        session = waiting.session
-        session.inflight += 1
         self._queue.append(waiting)
         self._wake.set()
-        if session.inflight >= self._inflight:
-            session.paused = True
-        return not session.paused
+        return waiting.session.expect(self._inflight)
 
     async def run(self) -> None:
         """Store what is queued, as long as the node lives."""
@@ -117,7 +113,7 @@ class Intake:
         accepted: list[Envelope] = []
         for waiting in batch:
             session = waiting.session
-            session.outlet.send(self._answer(waiting, failed, date))
+            session.answer(self._answer(waiting, failed, date), self._inflight)
             if waiting.refusal is not None and waiting.refusal.hang_up:
                 session.outlet.close(1008, "three frames in a row were not understood")
             if waiting.envelopes:
@@ -130,10 +126,6 @@ class Intake:
                 if failed is not None:
                     for envelope in waiting.envelopes:
                         self._backlog.remove(envelope.sender, envelope.recipient)
-            session.inflight -= 1
-            if session.paused and session.inflight <= self._inflight // 2:
-                session.paused = False
-                session.outlet.resume()
         self._counters.accepted += len(accepted)
         for envelope in accepted:
             self._mailboxes.accepted(envelope)
