@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from random import Random
 from zoneinfo import ZoneInfo
 
@@ -11,31 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.protocol.seed import SEED, holds
 from yanchat.errors import Refused
 from yanchat.model import ACKED, GIVEN_UP, Envelope, MessageId, Notice, OpenId, SessionId
 from yanchat.protocol import frames, ids
 from yanchat.protocol.session import Conversation, Refusal
 
-SEED = json.loads((Path(__file__).parent / "seed_frames.json").read_text())
 ANN, BOB = OpenId("1879878-NKCNO-NKNK"), OpenId("56C02DF0516B4B079ABFCEC08169E577")
-
-
-def shape(value: object) -> object:
-    """Keys, types and nesting of a frame."""
-    if isinstance(value, dict):
-        return {key: shape(inner) for key, inner in value.items()}
-    return [shape(inner) for inner in value] if isinstance(value, list) else type(value)
-
-
-def holds(frame: object, seed: object) -> None:
-    """Assert that a frame has every key of the seed's, of the same type and at the same place."""
-    if isinstance(seed, dict):
-        assert isinstance(frame, dict)
-        assert [key for key in frame if key in seed] == list(seed)
-        for key, inner in seed.items():
-            holds(frame[key], inner)
-    else:
-        assert shape(frame) == shape(seed)
 
 
 def envelope(text: str = "20240102", name: str = "rose") -> Envelope:
