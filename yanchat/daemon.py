@@ -86,7 +86,7 @@ async def _run(
                 listener.listen(4096)
                 nursery.start_soon(edge.run)
                 nursery.start_soon(edge.sweep)
-                nursery.start_soon(serve_admin, admin_socket, work, store)
+                await nursery.start(serve_admin, admin_socket, work, store)
                 gc.collect()
                 gc.freeze()
                 structlog.get_logger().info("node.ready", node=work.node, url=url, version=__version__)

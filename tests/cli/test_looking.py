@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -234,3 +235,15 @@ def test_operators_can_ask_as_soon_as_a_node_is_ready(tmp_path: Path) -> None:
     for _ in range(3):
         with RunningNode(tmp_path / "state") as node:
             assert ask(node, "outbox") == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_another_user_is_sent_to_the_one_who_runs_the_nodes(node: RunningNode) -> None:
+    """Exit code 5, whether it is the directory or the file that he may not use."""
+    for path in (node.state / "cluster.db", node.state):
+        path.chmod(0)
+        done = quick("servers", state=node.state)
+        path.chmod(0o700)
+        assert done.returncode == 5
+        assert "the user that runs the nodes" in done.stderr
+        assert done.stderr.count("\n") == 1

@@ -186,3 +186,11 @@ def test_the_log_is_json_by_default_and_for_people_on_request(tmp_path: Path) ->
     assert "node.ready" in log
     assert not log.startswith("{")
     assert "\x1b" not in log
+
+
+def test_nobody_else_reads_what_a_node_keeps(tmp_path: Path) -> None:
+    """Messages lie in these files, whatever the umask of who starts the node."""
+    with RunningNode(tmp_path / "state") as node:
+        kept = [node.state, *node.state.rglob("*")]
+        assert {"cluster.db", "node.db", "lock", "admin.sock"} <= {path.name for path in kept}
+        assert [path for path in kept if path.stat().st_mode & 0o077] == []

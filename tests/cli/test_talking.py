@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -292,3 +293,17 @@ def test_messages_for_the_sender_are_left_for_his_client(node: RunningNode, bob:
     done = quick("send", "ann", "note to self", "--as", "ann", "--timeout", "1", state=node.state)
     assert done.returncode == 4
     assert "yanchat listen --as ann" in done.stderr
+
+
+def test_a_node_that_hangs_keeps_nobody_longer_than_his_timeout(node: RunningNode, bob: str) -> None:
+    """What has no receipt failed, and can be repeated without becoming two messages."""
+    node.pause()
+    try:
+        done = quick("send", bob, "hi", "--as", "ann", "--timeout", "0.5", state=node.state)
+    finally:
+        node.resume()
+    assert done.returncode == 4
+    repeat = re.search(r"it is safe to repeat with (--as ann --request-id \w+)", done.stderr)
+    assert repeat is not None
+    assert send(node, bob, "hi", *repeat[1].split(), "--wait", "accepted")[0]["state"] == "accepted"
+    assert len(receive(node, bob, 1)) == 1

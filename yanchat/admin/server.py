@@ -17,8 +17,10 @@ from yanchat.ports import Outbox
 LONGEST_SOCKET_PATH = 107
 
 
-async def serve_admin(path: Path, work: Assembly, outbox: Outbox) -> None:
-    """Serve until cancelled. The path is over 107 bytes: ConfigError."""
+async def serve_admin(
+    path: Path, work: Assembly, outbox: Outbox, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until cancelled; started when questions are taken. The path is over 107 bytes: ConfigError."""
     if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
         raise ConfigError(f"{path} is too long for a Unix socket; choose a shorter state directory.")
     path.unlink(missing_ok=True)
@@ -29,6 +31,7 @@ async def serve_admin(path: Path, work: Assembly, outbox: Outbox) -> None:
         finally:
             os.umask(before)
         listener.listen()
+        task_status.started()
         try:
             await _serve(listener, work, outbox)
         finally:

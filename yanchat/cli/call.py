@@ -34,6 +34,7 @@ SHARED: dict[str, Any] = {
         typer.Option(
             "--config",
             metavar="FILE",
+            readable=False,  # whoever reads it says what is wrong
             show_default=False,
             rich_help_panel=_PANEL,
             help="File of settings, else YANCHAT_CONFIG, else /etc/yanchat/yanchat.toml if it is there.",
@@ -44,6 +45,7 @@ SHARED: dict[str, Any] = {
         typer.Option(
             "--state-dir",
             metavar="DIR",
+            readable=False,
             show_default=False,
             rich_help_panel=_PANEL,
             help="Where the nodes of this machine keep their state, else node.state_dir of the settings, else"

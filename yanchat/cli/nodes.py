@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from yanchat.cli.render import warn
-from yanchat.errors import NotFound, Unreachable
+from yanchat.errors import NotAllowed, NotFound, Unreachable
 
 if TYPE_CHECKING:
     from yanchat.config import Settings
@@ -41,10 +42,14 @@ class Cluster:
     @asynccontextmanager
     async def open_registry(self) -> AsyncIterator[Registry]:
         """The registry; a file of nodes that share a directory is not made when it is not there."""
-        if self.settings.node.profile == "embedded" and not (self.state / "cluster.db").exists():
-            raise Unreachable(
-                f"No node runs in {self.state}; start one with `yanchat serve`, or say another --state-dir."
-            )
+        if self.settings.node.profile == "embedded":
+            file = self.state / "cluster.db"
+            if not file.exists():
+                raise Unreachable(
+                    f"No node runs in {self.state}; start one with `yanchat serve`, or say another --state-dir."
+                )
+            if not os.access(file, os.R_OK | os.W_OK):
+                raise NotAllowed(f"{file} belongs to another user; call this as the user that runs the nodes.")
         from yanchat.backends import open_registry
 
         async with open_registry(self.settings, self.state, LEASE) as registry:

@@ -69,6 +69,7 @@ class Sending:
     ) -> None:
         self._recipients, self._texts, self._file_type = recipients, texts, file_type
         self._to_the_end, self._timeout, self._show, self._warn = to_the_end, timeout, show, warn
+        self._sender = ""
         self._open: dict[str, _Request] = {}
         """Those without an outcome, oldest first."""
         self._waiting: dict[str, _Request] = {}
@@ -79,6 +80,7 @@ class Sending:
 
     async def run(self, find: Callable[[], Awaitable[Sequence[str]]], sender: str, name: str, token: str) -> None:
         """Send everything. Raises what stay_connected raises, and UsageError for a text that cannot be sent."""
+        self._sender = sender
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read)
             nursery.start_soon(self._keep_time, nursery.cancel_scope)
@@ -126,8 +128,8 @@ class Sending:
             error = "it is stored, and will be delivered when its recipient comes."
             self._end(request, "accepted", error, late=True)
         else:
-            again = f"--as and --request-id {request.request_id}"
-            self._end(request, "failed", f"no node has confirmed it; send it again with the same {again}.", late=True)
+            again = f"--as {self._sender} --request-id {request.request_id}"
+            self._end(request, "failed", f"no node has confirmed it; it is safe to repeat with {again}.", late=True)
 
     def _end(self, request: _Request, state: str, error: str | None, *, late: bool = False) -> None:
         """Tell the outcome for all recipients that have none."""

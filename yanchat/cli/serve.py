@@ -59,6 +59,7 @@ def serve(
 
     from yanchat import daemon
 
+    os.umask(0o077)  # what the node keeps is nobody else's business
     run_async(daemon.serve, settings, state, ready)
 
 
