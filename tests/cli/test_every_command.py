@@ -167,6 +167,16 @@ def test_a_bad_variable_ends_with_78_and_an_unknown_one_is_warned_of(tmp_path: P
     assert "did you mean YANCHAT_NODE_STATE_DIR?" in near.stderr
 
 
+def test_a_registry_that_does_not_answer_ends_with_4() -> None:
+    """The options of a call lead to Redis as the settings do; nothing but data is on stdout."""
+    for arguments in (("servers",), ("send", "bob", "hi")):
+        done = call(*arguments, "--profile", "cluster", "--redis", "redis://127.0.0.1:1/0")
+        assert done.returncode == 4
+        assert "127.0.0.1:1" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert done.stdout == ""
+
+
 def test_options_stand_before_and_behind_the_positionals_and_before_the_command(tmp_path: Path) -> None:
     """Wherever a person's fingers put them."""
     with RunningNode(tmp_path / "state") as node:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from yanchat.cli.render import warn
-from yanchat.errors import NotAllowed, NotFound, Unreachable
+from yanchat.errors import NotAllowed, NotFound, RegistryUnavailable, Unreachable
 
 if TYPE_CHECKING:
     from yanchat.config import Settings
@@ -50,6 +51,8 @@ class Cluster:
                 )
             if not os.access(file, os.R_OK | os.W_OK):
                 raise NotAllowed(f"{file} belongs to another user; call this as the user that runs the nodes.")
+        else:
+            _hush()
         from yanchat.backends import open_registry
 
         async with open_registry(self.settings, self.state, LEASE) as registry:
@@ -78,7 +81,9 @@ class Cluster:
         """The nodes that have a directory in this state directory, running or not; or the one of that name."""
         from yanchat.names import slug
 
-        known = {slug(record.node): record.node for record in await self.records()}
+        known: dict[str, str] = {}
+        with suppress(RegistryUnavailable):  # its directories say enough
+            known = {slug(record.node): record.node for record in await self.records()}
         directories = sorted(path.name for path in (self.state / "nodes").glob("*") if path.is_dir())
         found = [Here(known.get(name, name), self.state / "nodes" / name) for name in directories]
         if node is None:
@@ -122,6 +127,16 @@ class Cluster:
         for sentence in () if quiet else silent:
             warn(sentence)
         return answers
+
+
+def _hush() -> None:
+    """Drivers log for a node that lives on; a call ends with the error itself, and its stdout is for data."""
+    import structlog
+
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("critical"),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 def named(found: Sequence[NodeRecord], node: str | None) -> list[NodeRecord]:
