@@ -34,15 +34,19 @@ SILENCE_SECONDS: Final = 30.0
 ANSWER_SECONDS: Final = 15.0
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 10.0
-FINAL_CODES: Final = {
+REASONS: Final = {
     1003: "it takes text frames only",
     1007: "a frame was not UTF-8",
     1008: "it refuses what this client sends",
     1009: "a message was too large for it; see limits.message_size in its settings",
+    1012: "it restarts",
     4001: "a newer login of the same user has taken its place",
     4002: "an operator has closed this session",
     4003: "the token has expired",
+    4008: "this client did not read what it was sent",
 }
+"""Close codes in words."""
+FINAL_CODES: Final = frozenset({1003, 1007, 1008, 1009, 4001, 4002, 4003})
 """Close codes after which coming back as before would only end the same way."""
 
 
@@ -50,7 +54,7 @@ class Disconnected(Unreachable):
     """The conversation has ended; `code` is the close code, 1006 when there was none."""
 
     def __init__(self, code: int, reason: str) -> None:
-        why = FINAL_CODES.get(code) or reason or f"code {code}"
+        why = REASONS.get(code) or reason or f"code {code}"
         super().__init__("The connection broke." if code == 1006 else f"The node has closed the connection: {why}.")
         self.code = code
 

@@ -100,5 +100,6 @@ def _explain(wrong: Exception) -> int:
         return 2
     if path.endswith(" send") and "unexpected extra argument" in sentence:
         sentence += "; quote a text of several words"
-    complain(f"{sentence.rstrip('.')}; see `{path} --help`.")
+    joint = " See" if sentence.endswith("?") else "; see"
+    complain(f"{sentence.rstrip('.')}{joint} `{path} --help`.")
     return 2
