@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -124,10 +124,30 @@ def check_openid(text: str, what: str) -> OpenId:
 
 
 def check_request_id(text: str) -> str:
-    """The request id, if it is one; else Refused(400)."""
-    if not 1 <= len(text) <= MAX_REQUEST_ID:
-        raise Refused(400, f"requestId must be 1 to {MAX_REQUEST_ID} characters.")
+    """The request id, if it is one; else Refused(400). A NUL stands between the parts that make a message's id."""
+    if not 1 <= len(text) <= MAX_REQUEST_ID or "\0" in text:
+        raise Refused(400, f"requestId must be 1 to {MAX_REQUEST_ID} characters, and none of them NUL.")
     return text
+
+
+class _Anything(msgspec.Struct, gc=False):
+    params: Any = None
+    requestId: Any = None
+
+
+_decode_anything = msgspec.json.Decoder(_Anything).decode
+
+
+def glimpse(data: bytes | str) -> tuple[str, str | None]:
+    """Text and request id of a frame that was refused, as far as they are there: its client knows it by them."""
+    try:
+        frame = _decode_anything(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return "", None
+    text = frame.params.get("message") if isinstance(frame.params, dict) else ""
+    request_id = frame.requestId
+    known = isinstance(request_id, str) and len(request_id) <= MAX_REQUEST_ID
+    return text if isinstance(text, str) else "", request_id if known else None
 
 
 class Dates:

@@ -64,7 +64,7 @@ class Conversation:
             frame = frames.decode(data)
         except Refused as refused:
             self._bad += 1
-            return Refusal(refused, hang_up=self._bad >= BAD_FRAMES_IN_A_ROW)
+            return Refusal(refused, *frames.glimpse(data), hang_up=self._bad >= BAD_FRAMES_IN_A_ROW)
         self._bad = 0
         if type(frame) is Send:
             wait = self._messages.take(1, now) or self._bytes.take(len(data) * len(frame.recipients), now)
