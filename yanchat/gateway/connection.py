@@ -140,7 +140,10 @@ class Connection:
             self._partial = data[at:]
 
     def _breach(self, first: int, second: int, length: int) -> int:
-        """The close code when this beginning of a frame breaks a rule, else 0."""
+        """The close code when this beginning of a frame breaks a rule, else 0.
+
+        What `message_size` limits is the payload of one message: the JSON as it is sent, with all its fragments.
+        """
         if first not in FIRST_BYTES or second < MASKED:
             return BREACH
         opcode, had = first & 0x0F, self._fragments

@@ -1,8 +1,4 @@
-"""The one task that moves bytes for all sockets: accept, read, write, deadlines. Knows sockets and bytes, no frames.
-
-TLS will stand between `_read` and `Connection.receive`, and between `Connection.out` and `_send`: nowhere else do
-bytes cross.
-"""
+"""The one task that serves all sockets: who is accepted, who is read and written now, who has had their time."""
 
 from __future__ import annotations
 
@@ -20,49 +16,13 @@ import trio
 from yanchat.config import LimitSettings
 from yanchat.errors import Refused
 from yanchat.gateway.admission import Admission, plain_answer
-from yanchat.gateway.connection import (
-    CLOSING,
-    GONE,
-    INTERNAL_ERROR,
-    LEAVING,
-    PARTED,
-    TALKING,
-    TOO_SLOW,
-    Connection,
-)
+from yanchat.gateway.connection import GONE, INTERNAL_ERROR
 from yanchat.gateway.handshake import Door, Handshake
+from yanchat.gateway.wire import BYTES_A_READ, BYTES_UNSENT, Wire
 
 EVENTS_A_TURN, BYTES_A_TURN, ACCEPTS_A_TURN = 256, 65_536, 64
-BYTES_A_READ: Final = 8192
-"""Or what is missing of a frame. A client who floods the node with the smallest frames costs 1,400 of them a turn."""
-BYTES_UNSENT: Final = 131_072
-"""What the kernel takes beyond what the network does. With megabytes in there, a slow reader would look like none."""
 CHECKS_AT_ONCE: Final = 1000
-FULL_SECONDS: Final = 1.0
-"""How long a client may read nothing when its outgoing buffer is over the limit: by answers to what was in flight,
-for from half full on nothing more is read from it, and pushes wait in the hub."""
 READ, WRITE, LOST = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
-
-
-class Wire(Connection):
-    """A connection with its socket and clocks; these are seconds of the edge's own clock, 0 for not running."""
-
-    __slots__ = ("edge", "fd", "heard", "interest", "next_ping", "seen", "since", "sock", "stalled", "writable")
-
-    def __init__(self, edge: Edge, sock: socket.socket, remote: str, limits: LimitSettings) -> None:
-        super().__init__(remote, limits, edge.handshake)
-        self.edge, self.sock, self.fd = edge, sock, sock.fileno()
-        self.interest, self.writable = READ, True
-        self.since = self.heard = edge.clock
-        self.next_ping = edge.next_ping
-        """Since when it shakes hands or closes; when it was last heard; when it is asked whether it is there."""
-        self.seen = self.phase
-        """The phase that the edge has acted upon."""
-        self.stalled = 0.0
-        """Since when the client has read nothing of what waits for it."""
-
-    def touch(self) -> None:
-        self.edge.touch(self)
 
 
 class Edge:
@@ -78,18 +38,18 @@ class Edge:
     ) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._admission, self._limits, self._now = admission, limits, now
-        self.handshake = Handshake(admission, door)
-        self.clock = 1.0
+        self._handshake = Handshake(admission, door)
+        self._clock = 1.0
         """Seconds that the sweep has counted. Time in which the whole node stood still is no client's fault: it does
         not count. All wires share the one number, and reading costs no look at the time."""
-        self.next_ping = self.clock + limits.ping
+        self._next_ping = self._clock + limits.ping
         """When a wire that is asked now is asked again."""
         self._epoll = select.epoll()
         self._events: list[tuple[int, int]] = []
         self._wires: dict[int, Wire] = {}
         self._touched: dict[Wire, None] = {}
-        self._left = 0
-        """Bytes that this turn may still read."""
+        self._touching = self._touch
+        """One object for all wires."""
         self._flushes = False
         self._token: trio.lowlevel.TrioToken | None = None
         self._accepting = self._reading = True
@@ -119,7 +79,7 @@ class Edge:
     def _turn(self) -> None:
         """Serve what is ready, as much as a turn may take; what is left comes first in the next one."""
         events = self._events or self._epoll.poll(0, EVENTS_A_TURN)
-        self._flushes, self._left = True, BYTES_A_TURN
+        self._events, self._flushes, left = [], True, BYTES_A_TURN
         for n, (fd, event) in enumerate(events, 1):
             wire = self._wires.get(fd)
             if wire is None:
@@ -130,26 +90,31 @@ class Edge:
                 wire.writable = True
                 self._touched[wire] = None
             if event & (READ | LOST):
-                self._guarded(wire, self._read if wire.interest & READ else self._lost)
-            if self._left <= 0:
-                self._events = events[n:]
-                break
-        else:
-            self._events = []
+                left -= self._guarded(wire, self._read)
+                if left <= 0:
+                    self._events = events[n:]
+                    break
         self.flush()
 
-    def _guarded(self, wire: Wire, call: Callable[[Wire], None]) -> None:
+    def _read(self, wire: Wire) -> int:
+        if wire.polled & READ:
+            return wire.read(self._clock)
+        wire.end()  # the connection broke while we were not reading: nobody is there any more
+        return 0
+
+    def _guarded(self, wire: Wire, call: Callable[[Wire], int]) -> int:
         """Whatever goes wrong with one connection ends that one and no other."""
         try:
-            call(wire)
+            return call(wire)
         except Exception:
             structlog.get_logger().exception("edge.connection_failed", remote=wire.remote)
             try:
                 wire.close(INTERNAL_ERROR, "internal error")
             except Exception:
                 self._drop(wire)
+            return 0
 
-    # -- bytes in ------------------------------------------------------------------------------------------------------
+    # -- who comes -----------------------------------------------------------------------------------------------------
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS_A_TURN):
             try:
@@ -178,9 +143,15 @@ class Edge:
                 sock.shutdown(socket.SHUT_WR)
                 sock.recv(BYTES_A_READ)  # a socket closed with its request unread is reset, and the answer lost
             return
-        wire = Wire(self, sock, sys.intern(remote), self._limits)
+        remote = sys.intern(remote)
+        wire = Wire(sock, remote, self._limits, self._handshake, self._touching, self._clock, self._next_ping)
         self._wires[wire.fd] = wire
-        self._epoll.register(wire.fd, READ)
+        try:
+            self._epoll.register(wire.fd, READ)
+            wire.polled = READ
+        except OSError:
+            self._drop(wire)
+            raise
 
     def _accept_later(self) -> None:
         """No descriptors left, or no memory: the listeners rest until the next sweep."""
@@ -188,26 +159,8 @@ class Edge:
         for fd in self._listeners:
             self._epoll.modify(fd, 0)
 
-    def _read(self, wire: Wire) -> None:
-        try:
-            data = wire.sock.recv(max(BYTES_A_READ, wire.missing))
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        self._left -= len(data)
-        if not data:
-            wire.end()
-        elif wire.phase < LEAVING:
-            wire.heard = self.clock
-            wire.receive(data)
-
-    def _lost(self, wire: Wire) -> None:
-        """The connection broke while we were not reading: nobody is there any more."""
-        wire.end()
-
-    # -- bytes out -----------------------------------------------------------------------------------------------------
-    def touch(self, wire: Wire) -> None:
+    # -- who has something to send, or has changed ---------------------------------------------------------------------
+    def _touch(self, wire: Wire) -> None:
         """Flush this wire, once, when this turn or batch is over."""
         if not self._flushes and self._token is not None:
             self._flushes = True
@@ -223,66 +176,37 @@ class Edge:
                 self._guarded(wire, self._settle)
         self._flushes = False
 
-    def _settle(self, wire: Wire) -> None:
-        if wire.sock.fileno() < 0:
-            return
+    def _settle(self, wire: Wire) -> int:
+        if wire.seen == GONE:
+            return 0
         if wire.backlog and self._reading:
             wire.receive(b"")
         if wire.out and wire.writable:
-            self._send(wire)
-        if wire.phase != wire.seen:
-            self._changed(wire)
-        interest = WRITE if wire.out else 0
-        if wire.reading and self._reading:
-            interest |= READ
-        if interest != wire.interest and wire.phase != GONE:
-            if interest & READ > wire.interest & READ:
-                wire.heard = self.clock
-            wire.interest = interest
-            self._epoll.modify(wire.fd, interest)
-
-    def _send(self, wire: Wire) -> None:
-        data = wire.out[0] if len(wire.out) == 1 else b"".join(wire.out)
-        try:
-            sent = wire.sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            wire.end()
-            return
-        if sent == len(data):
-            wire.stalled = 0.0
-            wire.sent(b"")
-        else:
-            wire.writable = False
-            if sent or not wire.stalled:
-                wire.stalled = self.clock
-            wire.sent(data[sent:])
-
-    def _changed(self, wire: Wire) -> None:
-        """Another phase: a deadline of its own, and the socket's end when it is due."""
-        if wire.seen < CLOSING:
-            wire.since = self.clock
-        wire.seen = min(wire.phase, CLOSING)
-        if wire.phase == GONE or (wire.phase == PARTED and not wire.out):
+            wire.write(self._clock)
+        if wire.phase != wire.seen and wire.advance(self._clock):
             self._drop(wire)
-        elif wire.phase == LEAVING and not wire.out:
-            wire.seen = LEAVING
-            try:
-                wire.sock.shutdown(socket.SHUT_WR)  # closed with bytes unread it would be reset: RFC 9112, 9.6
-            except OSError:
-                self._drop(wire)
+            return 0
+        polled = WRITE if wire.out else 0
+        if wire.reading and self._reading:
+            polled |= READ
+        if polled != wire.polled:
+            if polled & READ > wire.polled & READ:
+                wire.heard = self._clock
+            wire.polled = polled
+            self._epoll.modify(wire.fd, polled)
+        return 0
 
     def _drop(self, wire: Wire) -> None:
         if self._wires.get(wire.fd) is not wire:
             return
         del self._wires[wire.fd]
+        wire.seen = GONE
         self._admission.disconnect(wire.remote)
         try:
             wire.end()
-        finally:
-            self._epoll.unregister(wire.fd)
-            wire.sock.close()
+        except Exception:
+            structlog.get_logger().exception("edge.connection_failed", remote=wire.remote)
+        wire.sock.close()  # which takes it out of the epoll as well
         if not self._wires:
             self.empty.set()
 
@@ -295,8 +219,8 @@ class Edge:
         while True:
             await trio.sleep(tick)
             now = self._now()
-            self.clock += min(now - last, 2 * tick)
-            self.next_ping = self.clock + limits.ping
+            self._clock += min(now - last, 2 * tick)
+            self._next_ping = self._clock + limits.ping
             last = now
             if not self._accepting:
                 self._accepting = True
@@ -308,20 +232,10 @@ class Edge:
                 if n % CHECKS_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
 
-    def _check(self, wire: Wire) -> None:
-        clock, limits = self.clock, self._limits
-        if wire.phase != TALKING:
-            if clock - wire.since > limits.handshake:  # the opening or the closing one; whatever else is heard
-                self._drop(wire)
-        elif wire.stalled:
-            full = wire.buffered > limits.outgoing_buffer
-            if clock - wire.stalled > (min(FULL_SECONDS, limits.stalled) if full else limits.stalled):
-                wire.close(TOO_SLOW, "too slow")
-        elif wire.interest & READ and clock - wire.heard > limits.idle:
-            wire.close(1001, "idle")
-        elif clock >= wire.next_ping:
-            wire.next_ping = self.next_ping
-            wire.ping(b"alive")
+    def _check(self, wire: Wire) -> int:
+        if wire.check(self._clock, self._next_ping):
+            self._drop(wire)
+        return 0
 
     # -- the end of the node -------------------------------------------------------------------------------------------
     def stop_accepting(self) -> None:
@@ -335,15 +249,15 @@ class Edge:
         """Read no more, so that what was read can be answered; until `close_all`."""
         self._reading = False
         for wire in self._wires.values():
-            self.touch(wire)
+            self._touch(wire)
 
     def close_all(self, code: int, reason: str) -> None:
         """Start the closing handshake with everybody; `empty` is set when all have gone."""
         self.empty = trio.Event()
         self._reading = True
         for wire in list(self._wires.values()):
-            self.touch(wire)
-            self._guarded(wire, lambda wire: wire.close(code, reason))
+            self._touch(wire)
+            wire.close(code, reason)
         self.flush()
         if not self._wires:
             self.empty.set()
