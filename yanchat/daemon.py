@@ -5,7 +5,6 @@ What lives here is only the order of things; each part is named once, and each g
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import random
@@ -25,12 +24,12 @@ from yanchat.admin.server import serve_admin
 from yanchat.backends import open_backends
 from yanchat.backends.sqlite.store import Store, open_store
 from yanchat.config import Settings
+from yanchat.directory import locked, node_directory
 from yanchat.errors import AddressTaken, ConfigError, YanchatError
 from yanchat.gateway.admission import Admission, allow_descriptors
 from yanchat.gateway.auth import trusting
 from yanchat.gateway.edge import Edge
 from yanchat.model import Node, NodeRecord
-from yanchat.names import slug
 from yanchat.node.assembly import Assembly, assemble
 from yanchat.node.lease import LEASE
 from yanchat.ports import Clock
@@ -52,8 +51,9 @@ async def serve(settings: Settings, state: Path, ready: Callable[[str], None]) -
     clock = Clock(lambda: time.time_ns() // 1_000_000, trio.current_time, rng)
     with _listener(settings) as listener:
         node = _name(settings, listener)
-        directory = state / "nodes" / slug(node)
-        with _locked(directory, node):
+        directory = node_directory(state, node)
+        taken = f"Another process serves as {node} out of {directory}, or moves its messages to another node; stop it,"
+        with locked(directory, f"{taken} or choose another --listen."):
             counters = Counters()
             async with (
                 open_store(directory / "node.db", settings.limits.disk_reserve) as store,
@@ -201,23 +201,3 @@ def _name(settings: Settings, listener: socket.socket) -> Node:
     if host in {"0.0.0.0", "::", ""}:  # noqa: S104 - that is what is asked about
         raise ConfigError("node.advertise: say under which HOST:PORT others find this node; it listens everywhere.")
     return Node(f"[{host}]:{listener.getsockname()[1]}" if ":" in host else f"{host}:{listener.getsockname()[1]}")
-
-
-@contextmanager
-def _locked(directory: Path, node: Node) -> Iterator[None]:
-    """The node's directory, held by this process alone; the kernel lets go of it when the process ends, however."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"{directory} cannot be used: {error.strerror}; choose another --state-dir.") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AddressTaken(
-                f"Another process serves as {node} out of {directory}; stop it, or choose another --listen."
-            ) from None
-        yield
-    finally:
-        os.close(lock)

@@ -20,6 +20,9 @@ NAMES = (
     "bus-publish",
     "offset-commit",
 )
+"""Passed by a node in its daily work."""
+ADOPTION_NAMES = ("adopted", "adopt-sent", "adopt-answered", "adopt-moved")
+"""Passed by a node that adopts rows (stored, not answered), and by the run that moves them."""
 
 _left: dict[str, int] = {}
 
@@ -37,8 +40,9 @@ def arm_from(environment: Mapping[str, str]) -> None:
 def arm(spec: str) -> None:
     """Arm one point. Raises ValueError with the known names when there is no such point."""
     name, _, count = spec.partition(":")
-    if name not in NAMES or (count and not count.isdigit()):
-        raise ValueError(f"no fail point {spec!r}; there are {', '.join(NAMES)}, each with an optional :N")
+    if name not in NAMES + ADOPTION_NAMES or (count and not count.isdigit()):
+        known = ", ".join(NAMES + ADOPTION_NAMES)
+        raise ValueError(f"no fail point {spec!r}; there are {known}, each with an optional :N")
     _left[name] = int(count or 1)
 
 

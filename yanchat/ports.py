@@ -244,8 +244,8 @@ class Outbox(ABC):
     async def adopt(self, rows: Sequence[Row], at: int) -> list[Row]:
         """Take over another node's rows, durably; `at` in milliseconds. Those that came, as they now stand here.
 
-        Each keeps its order, or gets the next free one, so that their sequence stays. A row that is here stays in its
-        place, with the higher rank and told of both, and did not come; but one that was moved away from here comes back.
+        Each keeps its order, or gets the next free one, so that their sequence stays. A row that is here did not come:
+        it stays in its place, with the higher rank and told of both. But one that was moved away from here comes back.
         """
 
     @abstractmethod

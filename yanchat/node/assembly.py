@@ -17,6 +17,7 @@ import trio
 from yanchat.config import Settings
 from yanchat.model import Node, NodeRecord
 from yanchat.node.acks import Acks
+from yanchat.node.adoption import Adoption
 from yanchat.node.backlog import Backlog
 from yanchat.node.claims import Claims
 from yanchat.node.delivery import Delivery
@@ -53,6 +54,7 @@ class Assembly(NamedTuple):
     lease: Lease
     claims: Claims
     reception: Reception
+    adoption: Adoption
     sweep: Sweep
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -75,6 +77,7 @@ class Assembly(NamedTuple):
                 self.acks.run,
                 self.acks.keep_publishing,
                 self.intake.run,
+                self.adoption.run,
                 self.loads.run,
                 self.looks.run,
                 self.claims.run,
@@ -129,12 +132,24 @@ async def assemble(
     lease = Lease(registry, bus, record, mailboxes, clock, counters)
     claims = Claims(node, hub, registry, bus, lease, mailboxes, single)
     lease.claim_all = claims.claim_all
+    intake = Intake(outbox, mailboxes, backlog, orders, dates, clock, limits.inflight, counters)
+    adoption = Adoption(node, outbox, inbox, orders, intake, mailboxes, settlement, bus, clock, counters)
     delivery = Delivery(
-        node, hub, claims, inbox, mailboxes, settlement, bus, dates, clock, counters, ask_at=max(1, limits.window // 2)
+        node,
+        hub,
+        claims,
+        inbox,
+        mailboxes,
+        settlement,
+        bus,
+        dates,
+        clock,
+        counters,
+        ask_at=max(1, limits.window // 2),
+        adopt=adoption.take,
     )
     looks = Looks(node, mailboxes, loads, ledger, registry, bus, limits, retry, clock, counters, deliver=delivery.take)
     acks = Acks(node, hub, inbox, outbox, ledger, mailboxes, bus, dates, clock, limits.inflight, counters)
-    intake = Intake(outbox, mailboxes, backlog, orders, dates, clock, limits.inflight, counters)
     reception = Reception(
         node,
         hub,
@@ -150,7 +165,7 @@ async def assemble(
         limits,
         single,
     )
-    sweep = Sweep(hub, outbox, mailboxes, settlement, redelivery, clock)
+    sweep = Sweep(hub, outbox, mailboxes, settlement, adoption, redelivery, clock)
     return Assembly(
         node,
         bus,
@@ -165,5 +180,6 @@ async def assemble(
         lease,
         claims,
         reception,
+        adoption,
         sweep,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
 import trio
@@ -17,7 +17,7 @@ from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.settlement import Settlement
 from yanchat.ports import Batch, Bus, Clock, Inbox
 from yanchat.protocol.frames import Dates
-from yanchat.protocol.records import Acked, Arrived, Close, Gone, Pull, Push, Record, Tell
+from yanchat.protocol.records import Acked, Adopt, Arrived, Close, Gone, Pull, Push, Record, Tell
 from yanchat.telemetry import Counters
 
 
@@ -37,10 +37,12 @@ class Delivery:
         clock: Clock,
         counters: Counters,
         ask_at: int,
+        adopt: Callable[[Adopt], None],
     ) -> None:
         self._node, self._hub, self._claims, self._inbox = node, hub, claims, inbox
         self._mailboxes, self._settlement, self._bus = mailboxes, settlement, bus
         self._dates, self._clock, self._counters, self._ask_at = dates, clock, counters, ask_at
+        self._adopt = adopt
         self.commits = Commits()
 
     async def serve(self, batches: AsyncIterator[Batch]) -> None:
@@ -93,6 +95,8 @@ class Delivery:
                     self._mailboxes.pulled(record.openid)
                 case Close():
                     self._hub.close(record.session_id, record.code, record.reason)
+                case Adopt():
+                    self._adopt(record)
                 case _:
                     pass  # belongs to the other topic
         for node, keys in arrived.items():

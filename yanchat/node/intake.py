@@ -47,8 +47,8 @@ class Intake:
         self._outbox, self._mailboxes, self._backlog, self._orders = outbox, mailboxes, backlog, orders
         self._dates, self._clock, self._inflight, self._counters = dates, clock, inflight, counters
         self._queue: list[_Waiting] = []
-        self._wake = trio.Event()
-        self._busy = False
+        self._submitted = self._answered = 0
+        self._wake, self._progress = trio.Event(), trio.Event()
 
     def submit(self, session: Session, send: Send) -> bool:
         """Take a message; false when the session has as much in flight as it may."""
@@ -80,6 +80,7 @@ class Intake:
 
     def _put(self, waiting: _Waiting) -> bool:
         self._queue.append(waiting)
+        self._submitted += 1
         self._wake.set()
         return waiting.session.expect(self._inflight)
 
@@ -90,13 +91,20 @@ class Intake:
             batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
             if not self._queue:
                 self._wake = trio.Event()
-            self._busy = True
             await self._store(batch)
-            self._busy = False
+            self._answered += len(batch)
+            self._progress.set()
+            self._progress = trio.Event()
 
     @property
     def idle(self) -> bool:
-        return not (self._queue or self._busy)
+        return self._answered == self._submitted
+
+    async def stored(self) -> None:
+        """Wait until all that was submitted before is stored or refused."""
+        wanted = self._submitted
+        while self._answered < wanted:
+            await self._progress.wait()
 
     async def _store(self, batch: list[_Waiting]) -> None:
         messages = [waiting.envelopes for waiting in batch if waiting.envelopes]

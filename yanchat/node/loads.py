@@ -6,7 +6,7 @@ import structlog
 import trio
 
 from yanchat.errors import StoreUnavailable
-from yanchat.model import OpenId
+from yanchat.model import OpenId, Row
 from yanchat.node.ledger import AGAIN_AFTER, Ledger
 from yanchat.node.mailbox import HELD_AT_MOST, Item, Mailbox, TrayRows
 from yanchat.node.mailboxes import Mailboxes
@@ -79,9 +79,10 @@ class Loads:
             failed.append(tray)
             return
         items = self._mailboxes.items
-        found = [
-            items.get(row.envelope.key) or Item.read(row, row.attempts > 0 or row.envelope.order < self._first_order)
-            for row in rows
-        ]
+        found = [items.get(row.envelope.key) or Item.read(row, self._sent_before(row)) for row in rows]
         for item in tray.end_load(found, HELD_AT_MOST):
             items[item.key] = item
+
+    def _sent_before(self, row: Row) -> bool:
+        """Whether the user may have had it: from us, now or earlier, or from the node it was adopted from."""
+        return row.attempts > 0 or row.envelope.order < self._first_order or row.adopted_at > 0

@@ -89,7 +89,7 @@ class TrayRows:
     While a load is under way, `missed` and `left` say what it cannot know.
     """
 
-    __slots__ = ("changed", "complete", "flying", "flying_bytes", "left", "loading", "missed", "rows")
+    __slots__ = ("changed", "complete", "flying", "flying_bytes", "left", "loading", "missed", "mixed", "rows")
 
     def __init__(self, complete: bool) -> None:
         self.rows: dict[int, Item] = {}
@@ -98,6 +98,8 @@ class TrayRows:
         """How many of the first rows are within the window, and the size of their texts."""
         self.changed = False
         """Rows have changed otherwise than by coming last and going: all of the window is to be looked at."""
+        self.mixed = False
+        """Older rows have come, adopted, before some in flight: those are perhaps not in the window any more."""
         self.loading = self.missed = False
         self.left: set[int] = set()
 
@@ -112,21 +114,26 @@ class TrayRows:
         return NEVER if first is None or first.since is None else first.since
 
     def put(self, item: Item) -> bool:
-        """Take a new row, if it belongs to the oldest; else it stays on disk alone. One that is here is looked at anew."""
+        """Take a new row, if it belongs to the oldest; else it stays on disk alone. One that is here starts anew."""
         if item.envelope.order in self.rows:
             self.rows[item.envelope.order], self.changed = item, True
             return True
         if self.complete and not self.loading and len(self.rows) < HELD_AT_MOST:
             self.rows[item.envelope.order] = item
             return True
-        self.complete, self.missed = False, True
+        self.miss()
         return False
+
+    def miss(self) -> None:
+        """There is a row that is on disk alone."""
+        self.complete, self.missed = False, True
 
     def drop(self, order: int) -> None:
         item = self.rows.pop(order, None)
         if item is not None and item.sent:
             self.flying -= 1
             self.flying_bytes -= len(item.envelope.text)
+            self.changed |= self.mixed
         if self.loading:
             self.left.add(order)
 
@@ -136,6 +143,8 @@ class TrayRows:
     def end_load(self, items: Sequence[Item], limit: int) -> list[Item]:
         """Merge what was read (at most `limit`, oldest first); the items that are new here."""
         new = [item for item in items if item.envelope.order not in self.rows and item.envelope.order not in self.left]
+        last_in_flight = max((order for order, item in self.rows.items() if item.sent), default=0)
+        self.mixed |= any(item.envelope.order < last_in_flight for item in new)
         for item in new:
             self.rows[item.envelope.order] = item
         self.rows = dict(sorted(self.rows.items()))

@@ -64,6 +64,21 @@ class Mailboxes:
                 self.items[item.key] = item
         self.nudge(envelope.recipient)
 
+    def adopted(self, row: Row) -> None:
+        """Another node's row is on disk, perhaps older than what is in memory; it is read when its turn comes."""
+        envelope = row.envelope
+        if row.rank == OPEN:
+            self._backlog.add(envelope.sender, envelope.recipient)
+        elif row.told >= row.rank:
+            return
+        openid = envelope.recipient if row.rank == OPEN else envelope.sender
+        if openid not in self.boxes:
+            self.awaited.setdefault(openid, False)
+        box = self.box(openid)
+        (box.messages if row.rank == OPEN else box.notices).miss()
+        box.calm_down()
+        self.nudge(openid)
+
     def pulled(self, openid: OpenId, stands: bool = True) -> None:
         """A session of the user was claimed; `stands`: by a node that found us in his pending set."""
         if stands:

@@ -72,6 +72,16 @@ class Settlement:
         for rank in (GIVEN_UP, ACKED):
             await self._tell([key for key, known in told if known == rank], rank)
 
+    async def hear(self, records: Sequence[Record]) -> None:
+        """Settle what came back for a dead node, whose rows are here now. Its sessions' ends are none of ours."""
+        await self._batch([record for record in records if isinstance(record, Arrived | Acked | Told)])
+
+    async def learn(self, rows: Sequence[Row]) -> None:
+        """Another node knew this of rows that may be here as well."""
+        for rank in (GIVEN_UP, ACKED):
+            await self._settle([row.envelope.key for row in rows if row.rank == rank], rank)
+            await self._tell([row.envelope.key for row in rows if row.told == rank <= row.rank], rank)
+
     async def _settle(self, keys: Sequence[Key], rank: int) -> int:
         """Raise rows to a rank: those in memory first there, the others first on disk. How many rose."""
         now, items = self._clock.wall(), self._mailboxes.items

@@ -7,6 +7,7 @@ import trio
 
 from yanchat.config import RedeliverySettings
 from yanchat.errors import YanchatError
+from yanchat.node.adoption import Adoption
 from yanchat.node.hub import Hub
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.settlement import Settlement
@@ -26,11 +27,12 @@ class Sweep:
         outbox: Outbox,
         mailboxes: Mailboxes,
         settlement: Settlement,
+        adoption: Adoption,
         redelivery: RedeliverySettings,
         clock: Clock,
     ) -> None:
         self._hub, self._outbox, self._mailboxes, self._settlement = hub, outbox, mailboxes, settlement
-        self._redelivery, self._clock = redelivery, clock
+        self._adoption, self._redelivery, self._clock = adoption, redelivery, clock
 
     async def run(self) -> None:
         while True:
@@ -49,7 +51,7 @@ class Sweep:
             try:
                 now = self._clock.wall()
                 before = now - int(lifetime * 1000)
-                while rows := await self._outbox.expired(before, before, CHUNK):
+                while self._adoption.idle and (rows := await self._outbox.expired(before, before, CHUNK)):
                     if not await self._settlement.bury(rows):
                         break  # all of them changed meanwhile
                 while await self._outbox.purge(now - int(keep * 1000), CHUNK):

@@ -1,0 +1,132 @@
+"""The rules of adoption: the test of each fails when the rule is left out of the program."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.node import test_adoption as calm
+from tests.node import test_adoption_faults as faults
+from tests.node.mutation import Mutation, left_out
+from yanchat import adoption as run
+from yanchat.node import adoption, loads, mailbox, mailboxes, sweep
+
+RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
+    "no-catch-up": (
+        calm.test_an_ack_that_came_back_for_the_dead_node_settles_the_adopted_row,
+        Mutation(
+            adoption,
+            'self._settlement.hear(await self._bus.read(dead, "ack"))',
+            'self._bus.read(dead, "ack")',
+            "what came back for the dead node is not heard",
+        ),
+    ),
+    "no-acks-here": (
+        calm.test_an_ack_of_a_user_of_the_adopter_counts_although_its_record_was_lost,
+        Mutation(
+            adoption,
+            "if acked and row.rank < ACKED else row",
+            "if False else row",
+            "the adopter does not look into its own inbox",
+        ),
+    ),
+    "unsafe-orders": (
+        faults.test_rows_accepted_in_the_same_instant_or_in_the_future_meet_nobody,
+        Mutation(
+            adoption,
+            "        await self._intake.stored()\n",
+            "",
+            "an adopted row may get the order of a message that is being accepted",
+        ),
+    ),
+    "bury-at-once": (
+        faults.test_a_bus_that_cannot_be_read_is_read_later,
+        Mutation(
+            sweep,
+            "while self._adoption.idle and (rows := await self._outbox.expired(before, before, CHUNK)):",
+            "while rows := await self._outbox.expired(before, before, CHUNK):",
+            "rows are given up before the dead node's topic has been read",
+        ),
+    ),
+    "not-marked-redelivered": (
+        calm.test_what_a_dead_node_had_accepted_arrives_on_another_node,
+        Mutation(
+            loads,
+            " or row.adopted_at > 0",
+            "",
+            "nobody is told that he may have had an adopted message before",
+        ),
+    ),
+    "window-upset": (
+        calm.test_older_rows_come_before_those_in_flight_without_upsetting_the_window,
+        Mutation(
+            mailbox,
+            "            self.changed |= self.mixed\n",
+            "",
+            "rows in flight behind older ones are counted as within the window",
+        ),
+    ),
+    "not-counted": (
+        calm.test_an_adopted_row_counts_against_what_may_wait,
+        Mutation(
+            mailboxes,
+            "        if row.rank == OPEN:\n            self._backlog.add(envelope.sender, envelope.recipient)\n",
+            "        if row.rank == OPEN:\n            pass\n",
+            "adopted rows do not stand in the backlog",
+        ),
+    ),
+    "lazy-books": (
+        calm.test_users_who_are_there_get_it_at_once,
+        Mutation(
+            adoption,
+            "            self._mailboxes.adopted(row)\n",
+            "            pass\n",
+            "adopted rows wait on disk until somebody asks for them",
+        ),
+    ),
+    "mark-first": (
+        faults.test_without_an_answer_nothing_is_marked_and_the_run_says_so,
+        Mutation(
+            run,
+            "                    await self._hand_over(batch)\n                    await self._mark(batch)\n",
+            "                    await self._mark(batch)\n                    await self._hand_over(batch)\n",
+            "rows are marked before they are on the other disk",
+        ),
+    ),
+    "not-learnt": (
+        faults.test_what_the_dead_node_has_learnt_meanwhile_is_known_at_once,
+        Mutation(
+            adoption,
+            "        await self._settlement.learn(rows)\n",
+            "",
+            "what the dead node knew of rows that are here reaches the disk and not the memory",
+        ),
+    ),
+    "future-orders": (
+        faults.test_rows_accepted_in_the_same_instant_or_in_the_future_meet_nobody,
+        Mutation(
+            adoption,
+            " if row.envelope.order > latest else row",
+            " if False else row",
+            "orders of a clock that is ahead are taken over",
+        ),
+    ),
+    "acks-stay": (
+        calm.test_acks_that_the_dead_node_had_not_published_leave_with_the_run,
+        Mutation(
+            run,
+            "        await self._publish_acks()\n",
+            "",
+            "the dead node's acks do not leave",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+async def test_a_program_without_the_rule_is_found_out(name: str, autojump_clock: object) -> None:
+    """The test of a rule fails when the rule is left out."""
+    holds, mutation = RULES[name]
+    with left_out(mutation), pytest.raises((Exception, BaseExceptionGroup)):
+        await holds(autojump_clock)

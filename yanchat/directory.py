@@ -1,0 +1,37 @@
+"""A node's directory, and the lock on it: whoever holds it is that node, or acts for it while it is dead."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from yanchat.errors import AddressTaken, ConfigError
+from yanchat.names import slug
+
+
+def node_directory(state: Path, node: str) -> Path:
+    return state / "nodes" / slug(node)
+
+
+@contextmanager
+def locked(directory: Path, otherwise: str) -> Iterator[None]:
+    """Hold the directory for this process alone; the kernel lets go of it when the process ends, however.
+
+    It is made when it is not there. Another process holds it: AddressTaken, with the sentence `otherwise`.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be used: {error.strerror}; choose another --state-dir.") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AddressTaken(otherwise) from None
+        yield
+    finally:
+        os.close(lock)
