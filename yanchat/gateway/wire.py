@@ -15,6 +15,7 @@ from yanchat.gateway.handshake import Handshake
 
 BYTES_A_READ: Final = 8192
 """Or what is missing of a frame. A client who floods the node with the smallest frames costs 1,400 of them a turn."""
+LARGEST_READ: Final = 131_072
 BYTES_UNSENT: Final = 131_072
 """What the kernel takes beyond what the network does. With megabytes in there, a slow reader would look like none."""
 FULL_SECONDS: Final = 1.0
@@ -56,7 +57,7 @@ class Wire(Connection):
     def read(self, clock: float) -> int:
         """Read once and hand it over; how many bytes that was. The end and every failure of the socket are the end."""
         try:
-            data = self.sock.recv(max(BYTES_A_READ, self.missing))
+            data = self.sock.recv(min(max(BYTES_A_READ, self.missing), LARGEST_READ))
         except BlockingIOError:
             return 0
         except OSError:
