@@ -85,8 +85,9 @@ class Acks:
             except StoreUnavailable as error:
                 structlog.get_logger().error("store.ack_failed", error=str(error))
                 self._counters.store_failed += 1
+                date = self._dates(self._clock.wall())
                 for ack in batch:  # not acked: it will be pushed again
-                    self._answer(ack, 503)
+                    self._answer(ack, 503, date)
             self._busy = False
 
     async def _record(self, batch: list[_Ack]) -> None:
@@ -113,8 +114,9 @@ class Acks:
             for row in rows:
                 self._mailboxes.followed(row, ACKED, now)
         places = await self._inbox.ack(list(entries.values())) if entries else []
+        date = self._dates(now)
         for ack, status in zip(batch, statuses, strict=True):
-            self._answer(ack, status)
+            self._answer(ack, status, date)
         remote: dict[Node, list[tuple[Key, int]]] = {}
         for entry, place in zip(entries.values(), places, strict=True):
             self._counters.acked += 1
@@ -137,8 +139,8 @@ class Acks:
             return 200, (self._node,)
         return (403 if rows or acked else 404), ()
 
-    def _answer(self, ack: _Ack, status: int) -> None:
-        receipt = frames.ack_receipt(self._dates(self._clock.wall()), ack.message_id, status)
+    def _answer(self, ack: _Ack, status: int, date: bytes) -> None:
+        receipt = frames.ack_receipt(date, ack.message_id, status)
         ack.session.answer(receipt, self._inflight)
 
     # -- on their way back ---------------------------------------------------------------------------------------------

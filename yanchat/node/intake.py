@@ -60,8 +60,8 @@ class Intake:
         now = self._clock.wall()
         order = self._orders.take(now, len(send.recipients))
         if send.request_id is None:
-            request_id = new_request_id(self._clock.rng)
             message_id = message_id_from_order(order, self._clock.rng)
+            request_id = new_request_id(message_id)
         else:
             request_id = send.request_id
             message_id = message_id_from_request(sender, request_id, send.file_type, send.text)

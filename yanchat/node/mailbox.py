@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from yanchat.config import LimitSettings
-from yanchat.model import OPEN, Envelope, Key, Notice, OpenId, Place, Row, Step
+from yanchat.model import OPEN, Envelope, Notice, OpenId, Place, Row, Step
 from yanchat.ports import Tray
 
 HELD_AT_MOST = 256
@@ -26,6 +26,7 @@ class Item:
         "attempts",
         "before",
         "envelope",
+        "key",
         "rank",
         "sent",
         "sent_at",
@@ -36,7 +37,7 @@ class Item:
 
     def __init__(self, envelope: Envelope) -> None:
         """A row that was accepted just now."""
-        self.envelope = envelope
+        self.envelope, self.key = envelope, envelope.key
         self.rank = self.told = OPEN
         self.attempts = self.sent_at = self.arrived_at = self.settled_at = 0
         self.before = False
@@ -52,10 +53,6 @@ class Item:
         item.attempts, item.sent_at = row.attempts, row.sent_at
         item.arrived_at, item.settled_at = row.arrived_at, row.settled_at
         return item
-
-    @property
-    def key(self) -> Key:
-        return self.envelope.key
 
     def notice(self) -> Notice:
         envelope = self.envelope

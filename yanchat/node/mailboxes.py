@@ -58,10 +58,10 @@ class Mailboxes:
 
     def accepted(self, envelope: Envelope) -> None:
         """A row is on disk."""
-        if envelope.key not in self.items:  # else it was read in the very transaction that stored it
-            item = Item(envelope)
-            if self.box(envelope.recipient).messages.put(item):
-                self.items[item.key] = item
+        item = Item(envelope)
+        known = item.key in self.items  # it was read in the very transaction that stored it
+        if not known and self.box(envelope.recipient).messages.put(item):
+            self.items[item.key] = item
         self.nudge(envelope.recipient)
 
     def adopted(self, row: Row) -> None:

@@ -62,10 +62,9 @@ def message_id_from_request(sender: str, request_id: str, file_type: int, text: 
     return MessageId(f"{value & _MASK_128:032x}")
 
 
-def request_id(rng: Random) -> str:
-    """A UUIDv4 (RFC 9562, 5.4), for a message whose sender named no request."""
-    text = f"{rng.getrandbits(128):032x}"
-    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[int(text[16], 16) & 3]}{text[17:20]}-{text[20:]}"
+def request_id(message_id: MessageId) -> str:
+    """For a message whose sender named no request: its own id, in the usual form of a UUID."""
+    return f"{message_id[:8]}-{message_id[8:12]}-{message_id[12:16]}-{message_id[16:20]}-{message_id[20:]}"
 
 
 def is_message_id(text: str) -> bool:

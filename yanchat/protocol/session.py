@@ -29,7 +29,7 @@ Event = Send | Ack | Heartbeat | Refusal
 
 
 class Allowance:
-    """A token bucket: `rate` a second on the long run, twice that at once; a rate of 0 allows everything."""
+    """A token bucket: `rate` a second on the long run, about twice that at once; a rate of 0 allows everything."""
 
     __slots__ = ("_at", "_left", "rate")
 
@@ -39,6 +39,9 @@ class Allowance:
     def take(self, amount: float, now: float) -> float:
         """Take it (0), or say how many seconds to wait before it is there (nothing is taken then)."""
         if not self.rate:
+            return 0.0
+        if amount <= self._left and now < self._at + 1.0:  # filled up once a second as long as there is enough
+            self._left -= amount
             return 0.0
         self._left = min(2 * self.rate, self._left + (now - self._at) * self.rate)
         self._at = now
