@@ -29,6 +29,7 @@ from yanchat.node.loads import Loads
 from yanchat.node.looks import Looks
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.reception import Reception
+from yanchat.node.repeats import Repeats
 from yanchat.node.settlement import Settlement
 from yanchat.node.sweep import Sweep
 from yanchat.ports import Bus, Clock, Inbox, Outbox, Registry
@@ -48,6 +49,7 @@ class Assembly(NamedTuple):
     loads: Loads
     ledger: Ledger
     intake: Intake
+    repeats: Repeats
     acks: Acks
     delivery: Delivery
     settlement: Settlement
@@ -77,6 +79,7 @@ class Assembly(NamedTuple):
                 self.acks.run,
                 self.acks.keep_publishing,
                 self.intake.run,
+                self.repeats.run,
                 self.adoption.run,
                 self.loads.run,
                 self.looks.run,
@@ -132,7 +135,8 @@ async def assemble(
     lease = Lease(registry, bus, record, mailboxes, clock, counters)
     claims = Claims(node, hub, registry, bus, lease, mailboxes, single)
     lease.claim_all = claims.claim_all
-    intake = Intake(outbox, mailboxes, backlog, orders, dates, clock, limits.inflight, counters)
+    repeats = Repeats(node, outbox, ledger, dates, clock)
+    intake = Intake(outbox, mailboxes, repeats, backlog, orders, dates, clock, limits.inflight, counters)
     adoption = Adoption(node, outbox, inbox, orders, intake, mailboxes, settlement, bus, clock, counters)
     delivery = Delivery(
         node,
@@ -174,6 +178,7 @@ async def assemble(
         loads,
         ledger,
         intake,
+        repeats,
         acks,
         delivery,
         settlement,

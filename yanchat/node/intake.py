@@ -10,6 +10,7 @@ from yanchat.model import Envelope, MessageId
 from yanchat.node.backlog import Backlog
 from yanchat.node.hub import Session
 from yanchat.node.mailboxes import Mailboxes
+from yanchat.node.repeats import Repeats
 from yanchat.ports import Clock, Outbox
 from yanchat.protocol import frames
 from yanchat.protocol.frames import Dates, Send
@@ -37,6 +38,7 @@ class Intake:
         self,
         outbox: Outbox,
         mailboxes: Mailboxes,
+        repeats: Repeats,
         backlog: Backlog,
         orders: Orders,
         dates: Dates,
@@ -44,7 +46,13 @@ class Intake:
         inflight: int,
         counters: Counters,
     ) -> None:
-        self._outbox, self._mailboxes, self._backlog, self._orders = outbox, mailboxes, backlog, orders
+        self._outbox, self._mailboxes, self._repeats, self._backlog, self._orders = (
+            outbox,
+            mailboxes,
+            repeats,
+            backlog,
+            orders,
+        )
         self._dates, self._clock, self._inflight, self._counters = dates, clock, inflight, counters
         self._queue: list[_Waiting] = []
         self._submitted = self._answered = 0
@@ -130,6 +138,7 @@ class Intake:
                         accepted.append(envelope)
                     else:
                         self._counters.duplicates += 1
+                        self._repeats.again(session, envelope.key)
                         self._backlog.remove(envelope.sender, envelope.recipient)
                 if failed is not None:
                     for envelope in waiting.envelopes:
