@@ -71,10 +71,8 @@ class Assembly(NamedTuple):
             await self.loads.start()
             await self.acks.publish_again()
             parts: list[Callable[[], Awaitable[None]]] = [
-                partial(self.delivery.serve, messages),
-                self.delivery.commits.run,
-                partial(self.settlement.serve, acks),
-                self.settlement.commits.run,
+                partial(self.delivery.serving.run, messages),
+                partial(self.settlement.serving.run, acks),
                 self.ledger.run,
                 self.acks.run,
                 self.acks.keep_publishing,
@@ -95,7 +93,7 @@ class Assembly(NamedTuple):
 
     async def idle(self) -> None:
         """Wait until all that was taken is stored, answered and published."""
-        parts = (self.intake, self.acks, self.ledger, self.delivery.commits, self.settlement.commits)
+        parts = (self.intake, self.acks, self.ledger, self.delivery.serving, self.settlement.serving)
         while not all(part.idle for part in parts):  # noqa: ASYNC110 - once, at the end
             await trio.sleep(0.005)
         await self.bus.flush()

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
-import structlog
-import trio
-
-from yanchat.errors import StoreUnavailable
 from yanchat.model import Key, Node, OpenId, SessionId
 from yanchat.node.claims import Claims
-from yanchat.node.commits import Commits
 from yanchat.node.hub import Hub, Session
-from yanchat.node.ledger import AGAIN_AFTER
 from yanchat.node.mailboxes import Mailboxes
+from yanchat.node.serving import Serving
 from yanchat.node.settlement import Settlement
-from yanchat.ports import Batch, Bus, Clock, Inbox
+from yanchat.ports import Bus, Clock, Inbox
 from yanchat.protocol.frames import Dates
 from yanchat.protocol.records import Acked, Adopt, Arrived, Close, Gone, Pull, Push, Record, Tell
 from yanchat.telemetry import Counters
 
 
 class Delivery:
-    """`take` serves local records, `serve` the bus's topic `message`."""
+    """`take` serves local records, `serving` the bus's topic `message`."""
 
     def __init__(
         self,
@@ -43,20 +38,7 @@ class Delivery:
         self._mailboxes, self._settlement, self._bus = mailboxes, settlement, bus
         self._dates, self._clock, self._counters, self._ask_at = dates, clock, counters, ask_at
         self._adopt = adopt
-        self.commits = Commits()
-
-    async def serve(self, batches: AsyncIterator[Batch]) -> None:
-        """Serve the bus, as long as the node lives."""
-        async for batch in batches:
-            while True:
-                try:
-                    await self._batch(batch.records)
-                    break
-                except StoreUnavailable as error:
-                    structlog.get_logger().warning("delivery.store_failed", error=str(error))
-                    self._counters.store_failed += 1
-                    await trio.sleep(AGAIN_AFTER)
-            self.commits.served(batch)
+        self.serving = Serving("message", self._batch, counters)
 
     async def _batch(self, records: Sequence[Record]) -> None:
         pushes = [record for record in records if isinstance(record, Push)]

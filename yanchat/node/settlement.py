@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
-import structlog
-import trio
-
-from yanchat.errors import StoreUnavailable
 from yanchat.model import ACKED, GIVEN_UP, OPEN, Key, Node, Row, Step
-from yanchat.node.commits import Commits
 from yanchat.node.hub import Session
-from yanchat.node.ledger import AGAIN_AFTER, Ledger
+from yanchat.node.ledger import Ledger
 from yanchat.node.mailboxes import Mailboxes
-from yanchat.ports import Batch, Bus, Clock, Outbox
+from yanchat.node.serving import Serving
+from yanchat.ports import Bus, Clock, Outbox
 from yanchat.protocol.records import Acked, Arrived, Gone, Record, Told
 from yanchat.telemetry import Counters
 
 
 class Settlement:
-    """`serve` serves the bus's topic `ack`; `answered` what sessions here were told; `bury` what has expired."""
+    """`serving` serves the bus's topic `ack`; `answered` what sessions here were told; `bury` what has expired."""
 
     def __init__(
         self,
@@ -33,24 +29,7 @@ class Settlement:
     ) -> None:
         self._node, self._outbox, self._ledger, self._mailboxes = node, outbox, ledger, mailboxes
         self._bus, self._clock, self._counters = bus, clock, counters
-        self.commits = Commits(ledger.flushed)
-        self.caught_up = trio.Event()
-        """The ack topic has been read to where it ended at the start: only now may rows be given up."""
-
-    async def serve(self, batches: AsyncIterator[Batch]) -> None:
-        """Serve the bus, as long as the node lives. A batch is committed when what it says is on disk."""
-        async for batch in batches:
-            while True:
-                try:
-                    await self._batch(batch.records)
-                    break
-                except StoreUnavailable as error:
-                    structlog.get_logger().warning("settlement.store_failed", error=str(error))
-                    self._counters.store_failed += 1
-                    await trio.sleep(AGAIN_AFTER)
-            self.commits.served(batch)
-            if batch.caught_up:
-                self.caught_up.set()
+        self.serving = Serving("ack", self._batch, counters, ledger.flushed)
 
     async def _batch(self, records: Sequence[Record]) -> None:
         acked: list[Key] = []

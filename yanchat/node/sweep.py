@@ -44,7 +44,7 @@ class Sweep:
                     session.ping()
 
     async def housekeeping(self) -> None:
-        await self._settlement.caught_up.wait()
+        await self._settlement.serving.caught_up.wait()  # before that, acks may stand in the topic
         lifetime, keep = self._redelivery.lifetime, self._redelivery.keep
         period = min(60.0, lifetime / 10)
         while True:
