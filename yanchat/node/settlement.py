@@ -28,7 +28,7 @@ class Settlement:
         counters: Counters,
     ) -> None:
         self._node, self._outbox, self._ledger, self._mailboxes = node, outbox, ledger, mailboxes
-        self._bus, self._clock, self._counters = bus, clock, counters
+        self._bus, self._clock = bus, clock
         self.serving = Serving("ack", self._batch, counters, ledger.flushed)
 
     async def _batch(self, records: Sequence[Record]) -> None:
