@@ -11,6 +11,7 @@ ACK_TOPIC_PREFIX: Final = "netty-ack-"
 GROUP_PREFIX: Final = "group"
 
 _NOT_SLUG = re.compile(r"[^A-Za-z0-9]+")
+_SLUG = re.compile(r"(?:[A-Za-z0-9]+-)+[0-9]{1,5}")
 
 
 def slug(node: str) -> str:
@@ -20,6 +21,15 @@ def slug(node: str) -> str:
     '192-168-56-1-8084'
     """
     return _NOT_SLUG.sub("-", node).strip("-")
+
+
+def is_slug(text: str) -> bool:
+    """Whether an address may have this slug: it ends with a port.
+
+    >>> is_slug("192-168-56-1-8084"), is_slug("orders"), is_slug("orders-v2")
+    (True, False, False)
+    """
+    return _SLUG.fullmatch(text) is not None
 
 
 def node_key(node: str, prefix: str = KEY_PREFIX) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from yanchat.backends.kafka.leftovers import Leftovers
     from yanchat.config import Settings
     from yanchat.model import Node
     from yanchat.ports import Bus, Registry
@@ -54,3 +55,14 @@ async def open_registry(settings: Settings, state: Path, lease: float) -> AsyncI
 
             async with open_redis_registry(settings.redis, lease) as redis:
                 yield redis
+
+
+def open_leftovers(settings: Settings) -> Leftovers | None:
+    """What nodes that are gone have left on the bus; None where the bus forgets it by itself."""
+    match settings.node.profile:
+        case "embedded":
+            return None
+        case "cluster":
+            from yanchat.backends.kafka.leftovers import Leftovers
+
+            return Leftovers(settings.kafka)
