@@ -17,7 +17,7 @@ from yanchat.node.assembly import Assembly
 from yanchat.ports import Outbox, RowFilter
 from yanchat.protocol.ids import is_message_id
 
-STATES = ("pending", "delivered", "expired", "untold")
+STATES = ("pending", "delivered", "expired", "untold", "moved")
 MOST_ROWS = 10_000
 CHUNK = 1000
 
@@ -123,6 +123,8 @@ def as_json(row: Row) -> dict[str, Any]:
         "arrived_at": row.arrived_at or None,
         "settled_at": row.settled_at or None,
         "told_at": row.told_at or None,
+        "moved_at": row.moved_at or None,
+        "adopted_at": row.adopted_at or None,
         "told": row.rank <= row.told,
     }
 

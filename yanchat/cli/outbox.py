@@ -20,7 +20,7 @@ COLUMNS: Columns = (
     ("NODE", "node"),
 )
 CELLS: Cells = {"accepted_at": lambda at: f"{ago(at)} ago"}
-STATES = ("pending", "delivered", "expired", "untold")
+STATES = ("pending", "delivered", "expired", "untold", "moved")
 MOST = 10_000
 
 
@@ -31,7 +31,8 @@ def outbox(
         str,
         typer.Option(
             metavar="STATE,…",
-            help="Any of pending, expired (a dead letter), delivered, untold (its sender does not know yet).",
+            help="Any of pending, expired (a dead letter), delivered, untold (its sender does not know yet), moved"
+            " (another node has adopted it).",
         ),
     ] = "pending,expired",
     node: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Only this node's.")] = None,
