@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import structlog
 import trio
@@ -23,6 +24,10 @@ from yanchat.ports import Bus, Clock, Inbox, Outbox
 from yanchat.protocol.ids import COUNTER_BITS, Orders
 from yanchat.protocol.records import Adopt, Adopted
 from yanchat.telemetry import Counters
+
+X = TypeVar("X")
+REST, LONGEST_REST = 10.0, 30.0
+"""So many times as long as it took to read a topic, none is read: every answer to a batch makes it longer. Seconds."""
 
 
 class Adoption:
@@ -45,6 +50,9 @@ class Adoption:
         self._mailboxes, self._settlement, self._bus = mailboxes, settlement, bus
         self._clock, self._counters = clock, counters
         self._queue: deque[Adopt] = deque()
+        self._unheard: dict[Node, None] = {}
+        """Dead nodes whose ack topics are to be read since their last batch."""
+        self._hear_at = 0.0
         self._wake = trio.Event()
 
     def take(self, record: Adopt) -> None:
@@ -56,23 +64,26 @@ class Adoption:
     @property
     def idle(self) -> bool:
         """Nothing is half adopted: an ack that came back for the dead node is known here."""
-        return not self._queue
+        return not (self._queue or self._unheard)
 
     async def run(self) -> None:
         """Adopt, as long as the node lives."""
         while True:
-            await self._wake.wait()
+            with trio.move_on_at(self._hear_at if self._unheard else float("inf")):
+                await self._wake.wait()
             self._wake = trio.Event()
             while self._queue:
-                record = self._queue[0]
-                await self._until_done(lambda record=record: self._adopt(record))  # type: ignore[misc]
-                await self._until_done(lambda record=record: self._catch_up(record.dead))  # type: ignore[misc]
-                self._queue.popleft()
+                await self._until_done(self._adopt, self._queue[0])
+                self._unheard[self._queue.popleft().dead] = None
+            if self._unheard and self._clock.monotonic() >= self._hear_at:
+                dead = next(iter(self._unheard))
+                await self._until_done(self._hear, dead)
+                del self._unheard[dead]
 
-    async def _until_done(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _until_done(self, work: Callable[[X], Awaitable[None]], what: X) -> None:
         while True:
             try:
-                return await work()
+                return await work(what)
             except (StoreUnavailable, BusUnavailable) as error:
                 structlog.get_logger().warning("adoption.failed", error=str(error))
                 self._counters.store_failed += isinstance(error, StoreUnavailable)
@@ -113,6 +124,9 @@ class Adoption:
             for row in ordered
         ]
 
-    async def _catch_up(self, dead: Node) -> None:
+    async def _hear(self, dead: Node) -> None:
         """Settle what has come back for the dead node; when it comes back itself, that is none of its business."""
+        began = self._clock.monotonic()
         await self._settlement.hear(await self._bus.read(dead, "ack"))
+        now = self._clock.monotonic()
+        self._hear_at = now + min(REST * (now - began), LONGEST_REST)
