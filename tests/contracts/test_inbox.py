@@ -159,6 +159,16 @@ async def test_nobody_is_known_of_an_unknown_message(store: Store) -> None:
         assert await store.recipients(unknown) == ({}, [])
 
 
+@pytest.mark.parametrize("first_digit", "3478bcf")
+async def test_an_id_that_nobody_could_have_given_is_unknown(store: Store, first_digit: str) -> None:
+    """A client may name any: one that carries an order of the far future as well."""
+    strange = MessageId(f"{first_digit}fffffffffff7fffbfffffffffffffff")
+    assert await store.recipients(strange) == ({}, [])
+    assert await store.known([(strange, BOB)]) == [False]
+    assert await store.find([(strange, BOB)]) == [None]
+    assert await store.settle([(strange, BOB)], rank=ACKED, told=OPEN, at=1) == []
+
+
 async def test_a_full_store_takes_no_ack_and_knows_none_of_them(table: Table, store: Store) -> None:
     entries = [acked(message(at)[0], THERE) for at in range(1, 2000)]
     await table.fill(store)

@@ -123,8 +123,9 @@ def test_an_ack_with_the_names_swapped_counts_and_a_strangers_does_not(unharmed:
         for _ in range(2):
             recipient.say(text(swapped))
             assert recipient.json(16)["status"] == 200
-        recipient.say(text({"type": 15, "params": {"msgid": "0" * 32}}))
-        assert recipient.json(16)["status"] == 404
+        for unknown in ("0" * 32, "ffffffffffff7fffbfffffffffffffff", "\0", ""):
+            recipient.say(text({"type": 15, "params": {"msgid": unknown}}))
+            assert recipient.json(16)["status"] == 404
         assert sender.json(17)["messageId"] == push["messageId"]
 
 

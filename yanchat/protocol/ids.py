@@ -9,6 +9,7 @@ from random import Random
 from yanchat.model import MessageId, Node, OpenId, SessionId
 
 COUNTER_BITS = 16
+LAST_ORDER = (1 << 62) - 1
 _MASK_128 = (1 << 128) - 1
 
 
@@ -45,12 +46,16 @@ def message_id_from_order(order: int, rng: Random) -> MessageId:
 
 
 def order_from_message_id(message_id: str) -> int:
-    """The order that a UUIDv7 of ours carries; 0 for other ids. Another node's ids give an order of that node."""
+    """The order that a UUIDv7 of ours carries; 0 for other ids. Another node's ids give an order of that node.
+
+    Clients may name any id: what would be an order after the year 4000 is none, and all fit into SQLite's integers.
+    """
     if message_id[12:13] != "7":
         return 0
     value = int(message_id, 16)
     counter = ((value >> 64) & 0xFFF) << 4 | (value >> 58) & 0xF
-    return (value >> 80) << COUNTER_BITS | counter
+    order = (value >> 80) << COUNTER_BITS | counter
+    return order if order <= LAST_ORDER else 0
 
 
 def message_id_from_request(sender: str, request_id: str, file_type: int, text: str) -> MessageId:
