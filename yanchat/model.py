@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NewType
+from typing import Final, Literal, NewType
 
 import msgspec
 
@@ -145,6 +145,37 @@ class NodeRecord(msgspec.Struct, frozen=True):
     """Seconds since the last heartbeat; set by the registry."""
     sessions: int = 0
     """Set by the registry."""
+
+
+Contradicts = Literal[
+    "ghost",  # a session's entry of an incarnation that is not live
+    "unlisted",  # a session's entry that its node's list of sessions does not name
+    "no_entry",  # a node's list names a session that has no entry
+    "no_node",  # a list of the sessions of a node that is not registered
+    "unregistered",  # a node's record that is not in the list of nodes
+    "no_lease",  # a node's record that never lapses
+    "dead",  # a node in the list of nodes whose record has lapsed
+    "gone_holder",  # a pending set that names a node that is not registered
+    "same_slug",  # two live nodes that share their names on the bus
+    "foreign",  # something else stands where one of ours belongs
+]
+
+
+class Contradiction(msgspec.Struct, frozen=True):
+    """Two things in the registry that cannot both be so."""
+
+    kind: Contradicts
+    sentence: str
+    """What, where, and what to do."""
+    node: Node = Node("")
+    openid: OpenId = OpenId("")
+    session_id: SessionId = SessionId("")
+    entry: SessionRecord | None = None
+
+    @property
+    def mendable(self) -> bool:
+        """Whether the registry can mend it; else a person has to."""
+        return self.kind not in {"same_slug", "foreign"}
 
 
 class Totals(msgspec.Struct, frozen=True):

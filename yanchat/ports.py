@@ -16,6 +16,7 @@ import msgspec
 
 from yanchat.model import (
     AckEntry,
+    Contradiction,
     Envelope,
     Key,
     MessageId,
@@ -72,10 +73,6 @@ class Registry(ABC):
         """
 
     @abstractmethod
-    async def forget(self, record: NodeRecord) -> None:
-        """Remove a dead node's record, if the node is still dead."""
-
-    @abstractmethod
     async def claim(self, sessions: Sequence[SessionRecord]) -> list[bool]:
         """Enter sessions. For each: was it news? An entry that is there keeps its stamp."""
 
@@ -110,6 +107,21 @@ class Registry(ABC):
     @abstractmethod
     async def epoch(self) -> str:
         """Changes when what was written may have been lost (another server answers)."""
+
+    # -- for a person; no node asks this
+    @abstractmethod
+    async def contradictions(self) -> list[Contradiction]:
+        """What does not fit together in all that is written, as it is read: that may be at more than one instant.
+
+        So what is being written meanwhile may be among it; whoever accuses looks again, and keeps what both looks have.
+        """
+
+    @abstractmethod
+    async def mend(self, found: Sequence[Contradiction]) -> None:
+        """Mend each that still stands so and is `mendable`; a live node loses nothing that it does not enter again.
+
+        Mending one may bare another: look again.
+        """
 
 
 class Batch(ABC):

@@ -418,6 +418,12 @@ async def test_a_redis_cluster_serves(redis_server: RedisServer, tmp_path: Path)
             assert all(len(found) == 1 for found in (await registry.locate(users)).values())
             assert all(nodes == [HERE] for nodes in (await registry.pending(users)).values())
             assert len(await registry.sessions()) == 50
+            assert await registry.contradictions() == []
+            await registry.enter(THERE, users)
+            contradictions = await registry.contradictions()
+            assert {(one.kind, one.openid) for one in contradictions} == {("gone_holder", user) for user in users}
+            await registry.mend(contradictions)
+            assert await registry.contradictions() == []
             assert (await registry.epoch()).count(",") == 1
             assert await registry.renew(node())
             await registry.release([session(user) for user in users])

@@ -12,6 +12,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from unittest.mock import patch
 
+import structlog
+
 from tests.running import command, environment
 from yanchat.cli.app import run
 
@@ -20,6 +22,8 @@ def quick(*arguments: str | Path, state: Path | None = None) -> CompletedProcess
     """Run a call to its end, like `tests.running.call`."""
     args = command(*arguments, state=state)
     out, errors = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    log = structlog.get_config()
     with redirect_stdout(out), redirect_stderr(errors), patch.dict(os.environ, environment(), clear=True):
         code = run(args[3:])
+    structlog.configure(**log)  # a call may hush it, which is not to outlast it here
     return CompletedProcess(args, code, *(stream.buffer.getvalue().decode() for stream in (out, errors)))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 
 from tests.cli.calls import quick
@@ -99,37 +97,6 @@ def test_watch_shows_it_again_until_ctrl_c(node: RunningNode) -> None:
         assert finish(watching, signal.SIGINT)[0] == 130
     assert quick("servers", "--watch", "1", "--json", state=node.state).returncode == 2
     assert quick("servers", "--watch", "0", state=node.state).returncode == 2
-
-
-def test_check_finds_what_contradicts_and_repair_removes_it(tmp_path: Path) -> None:
-    """Sessions on nodes that nobody knows, and dead nodes that cannot come back; live ones are left alone."""
-    state = tmp_path / "state"
-    with RunningNode(state) as node:
-        assert quick("servers", "--check", state=state).returncode == 0
-        node.kill()
-        stale(state, node.node)
-        found = quick("servers", "--check", state=state)
-        assert found.returncode == 10
-        assert "1 of the sessions are on 10.0.0.9:1, which the registry does not know." in found.stderr
-        assert node.node not in found.stderr  # dead, but its directory is there
-        shutil.rmtree(node.directory)
-        assert len(ask(node, "servers", "--check", code=10)) == 1
-        mended = quick("servers", "--repair", state=state)
-        assert mended.returncode == 0
-        assert "2 of 2" in mended.stderr
-        assert quick("servers", "--check", state=state).returncode == 0
-        assert ask(node, "servers") == []
-
-
-def stale(state: Path, node: str) -> None:
-    """Make the registry old: the lease of the killed node is over, and a session of a node that is gone is left."""
-    with apsw.Connection(str(state / "cluster.db")) as connection:
-        connection.set_busy_timeout(10_000)
-        connection.execute("UPDATE nodes SET expires = 0 WHERE node = ?", (node,))
-        connection.execute(
-            "INSERT INTO sessions VALUES ('eve', '10.0.0.9:1_eve_1', '10.0.0.9:1', 'x', 'eve', 0, '', 0)"
-        )
-    connection.close()
 
 
 def test_what_outbox_says_to_programs(node: RunningNode) -> None:

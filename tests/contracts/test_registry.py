@@ -125,22 +125,6 @@ async def test_a_late_leave_does_not_touch_the_next_incarnation(cluster: Cluster
     assert await states(cluster.first) == {HERE: ("i2", "up")}
 
 
-async def test_forget_removes_a_dead_node_only(cluster: Cluster) -> None:
-    await cluster.first.join(node())
-    await cluster.second.forget(node())
-    assert await states(cluster.second) == {HERE: ("i1", "up")}
-    await cluster.lapse()
-    (dead,) = await cluster.second.nodes()
-    await cluster.first.join(node(incarnation="i2"))
-    await cluster.second.forget(dead)
-    assert await states(cluster.second) == {HERE: ("i2", "up")}
-    await cluster.lapse()
-    (dead,) = await cluster.second.nodes()
-    await cluster.second.forget(dead)
-    await cluster.second.forget(dead)
-    assert await cluster.second.nodes() == []
-
-
 # -- sessions ----------------------------------------------------------------------------------------------------------
 async def test_a_session_is_claimed_once_and_located_by_all(cluster: Cluster) -> None:
     await cluster.first.join(node())

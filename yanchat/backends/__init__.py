@@ -57,7 +57,7 @@ async def open_registry(settings: Settings, state: Path, lease: float) -> AsyncI
                 yield redis
 
 
-def open_leftovers(settings: Settings) -> Leftovers | None:
+def leftovers_of(settings: Settings) -> Leftovers | None:
     """What nodes that are gone have left on the bus; None where the bus forgets it by itself."""
     match settings.node.profile:
         case "embedded":

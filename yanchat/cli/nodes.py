@@ -40,6 +40,12 @@ class Cluster:
     def __init__(self, settings: Settings, state: Path) -> None:
         self.settings, self.state = settings, state
 
+    def directory(self, node: str) -> Path:
+        """Where that node, or the one of that slug, keeps its state, if it is one of this machine."""
+        from yanchat.directory import node_directory
+
+        return node_directory(self.state, node)
+
     @asynccontextmanager
     async def open_registry(self) -> AsyncIterator[Registry]:
         """The registry; a file of nodes that share a directory is not made when it is not there."""

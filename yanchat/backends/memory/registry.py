@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 import trio
 from msgspec.structs import replace
 
+from yanchat.backends.findings import Places, find_contradictions
 from yanchat.errors import AddressTaken, RegistryUnavailable
-from yanchat.model import Node, NodeRecord, OpenId, SessionId, SessionRecord
+from yanchat.model import Contradiction, Node, NodeRecord, OpenId, SessionId, SessionRecord
 from yanchat.ports import Registry
 
 R = TypeVar("R")
 K = TypeVar("K")
+_PLACES = Places("The nodes", lambda _: "The sessions", lambda _: "The pending sets")
 
 
 class MemoryRegistry:
@@ -99,34 +101,27 @@ class RegistryView(Registry):
         return await self._run(work)
 
     async def leave(self, record: NodeRecord) -> None:
-        await self._run(lambda: self._remove(record))
-
-    async def forget(self, record: NodeRecord) -> None:
         def work() -> None:
-            if self._it.held(record.node) is None:
-                self._remove(record)
+            found, _ = self._it.nodes.get(record.node, (None, 0.0))
+            if found is not None and found.incarnation == record.incarnation:
+                del self._it.nodes[record.node]
 
         await self._run(work)
 
-    def _remove(self, record: NodeRecord) -> None:
-        found, _ = self._it.nodes.get(record.node, (None, 0.0))
-        if found is not None and found.incarnation == record.incarnation:
-            del self._it.nodes[record.node]
-
     async def nodes(self) -> list[NodeRecord]:
-        def work() -> list[NodeRecord]:
-            now, found = self._it.now(), []
-            for record, until in self._it.nodes.values():
-                here = [
-                    entry
-                    for entry in self._it.sessions.values()
-                    if (entry.node, entry.incarnation) == (record.node, record.incarnation)
-                ]
-                state = record.state if until > now else "dead"
-                found.append(replace(record, state=state, age=now - until + self._it.lease, sessions=len(here)))
-            return sorted(found, key=lambda record: record.node)
+        return await self._run(self._nodes)
 
-        return await self._run(work)
+    def _nodes(self) -> list[NodeRecord]:
+        now, found = self._it.now(), []
+        for record, until in self._it.nodes.values():
+            here = [
+                entry
+                for entry in self._it.sessions.values()
+                if (entry.node, entry.incarnation) == (record.node, record.incarnation)
+            ]
+            state = record.state if until > now else "dead"
+            found.append(replace(record, state=state, age=now - until + self._it.lease, sessions=len(here)))
+        return sorted(found, key=lambda record: record.node)
 
     async def claim(self, sessions: Sequence[SessionRecord]) -> list[bool]:
         return await self._run(lambda: list(map(self._claim, sessions)))
@@ -198,6 +193,24 @@ class RegistryView(Registry):
 
     async def epoch(self) -> str:
         return await self._run(lambda: self._it.epoch)
+
+    async def contradictions(self) -> list[Contradiction]:
+        def work() -> list[Contradiction]:
+            pending = [(openid, node) for openid, nodes in self._it.pending.items() for node in sorted(nodes)]
+            return find_contradictions(self._nodes(), self._it.sessions.values(), pending, _PLACES)
+
+        return await self._run(work)
+
+    async def mend(self, found: Sequence[Contradiction]) -> None:
+        def work() -> None:
+            for one in found:
+                if one.kind == "dead" and self._it.held(one.node) is None:
+                    self._it.nodes.pop(one.node, None)
+                elif one.kind == "gone_holder" and one.node not in self._it.nodes:
+                    self._it.pending.get(one.openid, set()).discard(one.node)
+
+        await self.reap([one.entry for one in found if one.entry is not None])
+        await self._run(work)
 
 
 def _halve(table: dict[K, Any]) -> None:

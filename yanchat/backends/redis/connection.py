@@ -74,4 +74,4 @@ class Connection:
         wrong = isinstance(error, _WRONG_SETTINGS) or any(text in reason for text in _WRONG_TEXTS)
         if wrong and not self.proven:
             return ConfigError(f"Redis refuses this node: {reason}; check redis.url, the user, password and TLS files.")
-        return RegistryUnavailable(f"Redis does not serve: {reason}.")
+        return RegistryUnavailable(f"Redis does not serve: {reason}; look at the server, or at redis.url.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
+import structlog
 
 from yanchat.model import Node, NodeRecord, OpenId, SessionId, SessionRecord
 
@@ -57,6 +58,17 @@ class Entry(msgspec.Struct, frozen=True, rename="camel"):
 
 
 _read = msgspec.json.Decoder(Entry).decode
+
+
+def session_records(openid: OpenId, entries: Mapping[str, str]) -> list[SessionRecord]:
+    """A user's sessions; what this version cannot read is not ours to judge."""
+    found = []
+    for session_id, text in entries.items():
+        try:
+            found.append(Entry.read(text).record(SessionId(session_id), openid))
+        except msgspec.DecodeError:
+            structlog.get_logger().warning("registry.unreadable", openid=openid, session_id=session_id)
+    return found
 
 
 def node_fields(record: NodeRecord) -> list[str | int]:

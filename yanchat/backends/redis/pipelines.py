@@ -8,9 +8,10 @@ callers with one wake-up of the trio loop. Whoever needs an order awaits the fir
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, Final, TypeVar
 
 import outcome
 import trio
@@ -20,6 +21,15 @@ from yanchat.errors import RegistryUnavailable
 
 R = TypeVar("R")
 Rounds = Generator[Sequence[Command], list[Any], R]
+CHUNK: Final = 1000
+"""Commands of one long call in one pipeline; others do not wait for the rest of it."""
+
+
+def chunks(items: Iterable[R]) -> Iterator[list[R]]:
+    """The items in parts of that many."""
+    rest = iter(items)
+    while chunk := list(islice(rest, CHUNK)):
+        yield chunk
 
 
 class _Job:

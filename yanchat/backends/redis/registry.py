@@ -9,25 +9,23 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import structlog
 
 from yanchat import names
 from yanchat.backends.redis.connection import Command, Connection
-from yanchat.backends.redis.entries import Entry, node_fields, node_record
-from yanchat.backends.redis.pipelines import Pipelines, Rounds
+from yanchat.backends.redis.entries import Entry, node_fields, node_record, session_records
+from yanchat.backends.redis.inspection import Inspection
+from yanchat.backends.redis.pipelines import Pipelines, Rounds, chunks
 from yanchat.backends.redis.scripts import BEAT, CLAIM, JOIN, LEAVE, LIST, NODES, REAP, RENEW
 from yanchat.backends.redis.servers import connector, run_ids
 from yanchat.config import RedisSettings
 from yanchat.errors import AddressTaken, RegistryUnavailable
-from yanchat.model import Node, NodeRecord, OpenId, SessionId, SessionRecord
+from yanchat.model import Contradiction, Node, NodeRecord, OpenId, SessionId, SessionRecord
 from yanchat.ports import Registry
 from yanchat.protocol.ids import openid_of
 
-CHUNK: Final = 1000
-"""Commands of one long call in one pipeline; others do not wait for the rest of it."""
 GUESSED: Final = 16
 
 
@@ -58,6 +56,7 @@ class RedisRegistry(Registry):
         self._user_key = partial(names.user_key, prefix=prefix)
         self._pending_key = partial(names.pending_key, prefix=prefix)
         self._nodes_key = names.nodes_key(prefix)
+        self._inspection = Inspection(connection, prefix, lease)
         self._peers: list[Node] = []
         """Nodes that were live lately: whether they still are is asked in the same round as where a user is."""
 
@@ -101,7 +100,7 @@ class RedisRegistry(Registry):
         held, sessions = yield [("HGET", key, "incarnation"), ("SMEMBERS", entries)]
         if held != record.incarnation:
             return
-        for chunk in _chunks(sorted(sessions)):  # what is left is ours, or an earlier life's
+        for chunk in chunks(sorted(sessions)):  # what is left is ours, or an earlier life's
             yield [("HDEL", self._user_key(openid_of(session)), session) for session in chunk]
             yield [("SREM", entries, *chunk)]
         (left,) = yield [self._lua(LEAVE, key, record.incarnation)]
@@ -132,21 +131,13 @@ class RedisRegistry(Registry):
         ((now, flat),) = yield [self._lua(NODES, self._nodes_key)]
         return [(Node(flat[i]), (int(now) - float(flat[i + 1])) / 1000) for i in range(0, len(flat), 2)]
 
-    async def forget(self, record: NodeRecord) -> None:
-        await self._ask(self._forget(record))
-
-    def _forget(self, record: NodeRecord) -> Rounds[None]:
-        (alive,) = yield [("EXISTS", self._node_key(record.node))]
-        if not alive:  # should it come back at this moment, its next heartbeat enters it again
-            yield [("ZREM", self._nodes_key, record.node)]
-
     # -- sessions ------------------------------------------------------------------------------------------------------
     async def claim(self, sessions: Sequence[SessionRecord]) -> list[bool]:
         return await self._ask(self._claim(sessions))
 
     def _claim(self, sessions: Sequence[SessionRecord]) -> Rounds[list[bool]]:
         news: list[bool] = []
-        for chunk in _chunks(sessions):  # first the sets: an entry that none names would never be reaped
+        for chunk in chunks(sessions):  # first the sets: an entry that none names would never be reaped
             yield [
                 *(self._lua(LIST, self._nodes_key, node) for node in {session.node for session in chunk}),
                 *(("SADD", self._sessions_key(session.node), session.session_id) for session in chunk),
@@ -168,7 +159,7 @@ class RedisRegistry(Registry):
         await self._ask(self._release(sessions))
 
     def _release(self, sessions: Sequence[SessionRecord]) -> Rounds[None]:
-        for chunk in _chunks(sessions):
+        for chunk in chunks(sessions):
             yield [("HDEL", self._user_key(session.openid), session.session_id) for session in chunk]
             yield [("SREM", self._sessions_key(session.node), session.session_id) for session in chunk]
 
@@ -178,7 +169,7 @@ class RedisRegistry(Registry):
     def _reap(self, sessions: Sequence[SessionRecord]) -> Rounds[None]:
         live = yield from self._incarnations({session.node for session in sessions})
         dead = [session for session in sessions if live[session.node] != session.incarnation]  # and stays so
-        for chunk in _chunks(dead):
+        for chunk in chunks(dead):
             gone = yield [
                 self._lua(REAP, self._user_key(session.openid), session.session_id, Entry.of(session).text())
                 for session in chunk
@@ -199,7 +190,9 @@ class RedisRegistry(Registry):
             *(("HGET", self._node_key(node), "incarnation") for node in guessed),
         ]
         live = dict(zip(guessed, replies[len(openids) :], strict=True))
-        found = {openid: _records(openid, reply) for openid, reply in zip(openids, replies, strict=False) if reply}
+        found = {
+            openid: session_records(openid, reply) for openid, reply in zip(openids, replies, strict=False) if reply
+        }
         live |= yield from self._incarnations(
             {entry.node for entries in found.values() for entry in entries} - live.keys()
         )
@@ -223,14 +216,14 @@ class RedisRegistry(Registry):
         found: list[SessionRecord] = []
         if openid is not None:
             (reply,) = yield [("HGETALL", self._user_key(openid))]
-            found = [entry for entry in _records(openid, reply) if node in (None, entry.node)]
+            found = [entry for entry in session_records(openid, reply) if node in (None, entry.node)]
         else:
             nodes = [node] if node is not None else [known for known, _ in (yield from self._known())]
             members = yield [("SMEMBERS", self._sessions_key(node)) for node in nodes]
-            for chunk in _chunks([SessionId(session) for sessions in members for session in sessions]):
+            for chunk in chunks([SessionId(session) for sessions in members for session in sessions]):
                 replies = yield [("HGET", self._user_key(openid_of(session)), session) for session in chunk]
                 for session, text in zip(chunk, replies, strict=True):
-                    found += _records(openid_of(session), {session: text} if text else {})
+                    found += session_records(openid_of(session), {session: text} if text else {})
         return sorted(found, key=lambda entry: (entry.openid, entry.session_id))
 
     # -- pending sets --------------------------------------------------------------------------------------------------
@@ -241,7 +234,7 @@ class RedisRegistry(Registry):
         await self._ask(self._each("SREM", node, openids))
 
     def _each(self, command: str, node: Node, openids: Sequence[OpenId]) -> Rounds[None]:
-        for chunk in _chunks(openids):
+        for chunk in chunks(openids):
             yield [(command, self._pending_key(openid), node) for openid in chunk]
 
     async def pending(self, openids: Sequence[OpenId]) -> Mapping[OpenId, Sequence[Node]]:
@@ -262,20 +255,12 @@ class RedisRegistry(Registry):
         yield []
         return run_ids(self._connection.client)
 
+    async def contradictions(self) -> list[Contradiction]:
+        return await self._ask(self._inspection.look())
+
+    async def mend(self, found: Sequence[Contradiction]) -> None:
+        await self.reap([one.entry for one in found if one.kind == "ghost" and one.entry is not None])
+        await self._ask(self._inspection.mend(found))
+
     def _lua(self, script: str, key: str, *arguments: str | int) -> Command:
         return "EVAL", script, 1, key, *arguments
-
-
-def _records(openid: OpenId, entries: Mapping[str, str]) -> list[SessionRecord]:
-    """A user's sessions; what this version cannot read is not ours to judge."""
-    found = []
-    for session_id, text in entries.items():
-        try:
-            found.append(Entry.read(text).record(SessionId(session_id), openid))
-        except msgspec.DecodeError:
-            structlog.get_logger().warning("registry.unreadable", openid=openid, session_id=session_id)
-    return found
-
-
-def _chunks(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
-    return (items[i : i + CHUNK] for i in range(0, len(items), CHUNK))

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from yanchat.backends.findings import Places, find_contradictions
 from yanchat.backends.lane import Lane
 from yanchat.backends.sqlite.database import Database, Reader
 from yanchat.errors import AddressTaken, RegistryUnavailable, StoreUnavailable
-from yanchat.model import Node, NodeRecord, OpenId, SessionRecord
+from yanchat.model import Contradiction, Node, NodeRecord, OpenId, SessionRecord
 from yanchat.ports import Registry
 
 R = TypeVar("R")
@@ -28,6 +29,10 @@ _LOCATE = f"""SELECT {", ".join(f"s.{column}" for column in _COLUMNS.split(", ")
 _FIRST_TO_LAPSE = "SELECT coalesce(min(expires), 0) FROM nodes WHERE boot = ? AND expires > ?"
 _PENDING = """SELECT p.openid, p.node FROM json_each(?) u CROSS JOIN pending p ON p.openid = u.value
  JOIN nodes n ON n.node = p.node AND n.boot = ? AND n.expires > ?"""
+
+_GONE_HOLDER = """DELETE FROM pending AS p WHERE p.openid = ? AND p.node = ?
+ AND NOT EXISTS (SELECT 1 FROM nodes n WHERE n.node = p.node)"""
+_PLACES = Places("nodes in cluster.db", lambda _: "sessions in cluster.db", lambda _: "pending in cluster.db")
 
 
 FOUND_AT_MOST = 100_000
@@ -92,28 +97,20 @@ class SqliteRegistry(Registry):
         await self._run(work)
 
     async def nodes(self) -> list[NodeRecord]:
-        def work(db: Database) -> list[NodeRecord]:
-            now, found = self._now(), []
-            for boot, expires, text, sessions in db.execute(
-                "SELECT boot, expires, record, (SELECT count(*) FROM sessions s WHERE s.node = nodes.node"
-                " AND s.incarnation = nodes.incarnation) FROM nodes ORDER BY node"
-            ):
-                record = msgspec.json.decode(text, type=NodeRecord)
-                before = boot != self._boot  # then it was not heard since this machine booted, if not longer
-                age = now / 1000 if before else max(0.0, self._lease - (expires - now) / 1000)
-                state = "dead" if before or expires <= now else record.state
-                found.append(replace(record, state=state, age=age, sessions=sessions))
-            return found
+        return await self._run(self._nodes, writes=False)
 
-        return await self._run(work, writes=False)
-
-    async def forget(self, record: NodeRecord) -> None:
-        await self._run(
-            lambda db: db.execute(
-                "DELETE FROM nodes WHERE node = ? AND incarnation = ? AND (boot <> ? OR expires <= ?)",
-                (record.node, record.incarnation, self._boot, self._now()),
-            ).fetchall()
-        )
+    def _nodes(self, db: Database) -> list[NodeRecord]:
+        now, found = self._now(), []
+        for boot, expires, text, sessions in db.execute(
+            "SELECT boot, expires, record, (SELECT count(*) FROM sessions s WHERE s.node = nodes.node"
+            " AND s.incarnation = nodes.incarnation) FROM nodes ORDER BY node"
+        ):
+            record = msgspec.json.decode(text, type=NodeRecord)
+            before = boot != self._boot  # then it was not heard since this machine booted, if not longer
+            age = now / 1000 if before else max(0.0, self._lease - (expires - now) / 1000)
+            state = "dead" if before or expires <= now else record.state
+            found.append(replace(record, state=state, age=age, sessions=sessions))
+        return found
 
     async def claim(self, sessions: Sequence[SessionRecord]) -> list[bool]:
         def work(db: Database) -> list[bool]:
@@ -167,10 +164,8 @@ class SqliteRegistry(Registry):
     async def sessions(self, *, node: Node | None = None, openid: OpenId | None = None) -> list[SessionRecord]:
         wanted = {"node": node, "openid": openid}
         terms = [f"{name} = :{name}" for name, value in wanted.items() if value is not None]
-        sql = f"SELECT {_COLUMNS} FROM sessions WHERE {' AND '.join(terms) or 'TRUE'} ORDER BY openid, session_id"
-        return await self._run(
-            lambda db: [SessionRecord(*columns) for columns in db.execute(sql, wanted)], writes=False
-        )
+        where = " AND ".join(terms) or "TRUE"
+        return await self._run(lambda db: _sessions(db, where, wanted), writes=False)
 
     async def enter(self, node: Node, openids: Sequence[OpenId]) -> None:
         pairs = [(openid, node) for openid in openids]
@@ -201,6 +196,31 @@ class SqliteRegistry(Registry):
             return str(epoch)
 
         return await self._run(work, writes=False)
+
+    async def contradictions(self) -> list[Contradiction]:
+        """Read in one transaction: nothing of it is half written."""
+
+        def work(db: Database) -> list[Contradiction]:
+            pending = [(OpenId(openid), Node(node)) for openid, node in db.execute("SELECT openid, node FROM pending")]
+            return find_contradictions(self._nodes(db), _sessions(db), pending, _PLACES)
+
+        return await self._run(work, writes=False)
+
+    async def mend(self, found: Sequence[Contradiction]) -> None:
+        dead = [(one.node, self._boot, self._now()) for one in found if one.kind == "dead"]
+        holders = [(one.openid, one.node) for one in found if one.kind == "gone_holder"]
+
+        def work(db: Database) -> None:
+            db.executemany("DELETE FROM nodes WHERE node = ? AND (boot <> ? OR expires <= ?)", dead).fetchall()
+            db.executemany(_GONE_HOLDER, holders).fetchall()
+
+        await self.reap([one.entry for one in found if one.entry is not None])
+        await self._run(work)
+
+
+def _sessions(db: Database, where: str = "TRUE", values: Mapping[str, str | None] | None = None) -> list[SessionRecord]:
+    sql = f"SELECT {_COLUMNS} FROM sessions WHERE {where} ORDER BY openid, session_id"
+    return [SessionRecord(*columns) for columns in db.execute(sql, values or {})]
 
 
 def _text(record: NodeRecord) -> str:
