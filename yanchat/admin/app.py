@@ -1,4 +1,4 @@
-"""The admin application: `GET /outbox` and `POST /redeliver`. Answers are JSON; errors are `{"error": sentence}`."""
+"""The admin application: `GET /readyz`, `GET /outbox` and `POST /redeliver`. Answers are JSON; errors are `{"error": sentence}`."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ class BadRequest(YanchatError):
 
 def build_app(work: Assembly, outbox: Outbox) -> Starlette:
     """The application of one node."""
+
+    async def ready(_: Request) -> Response:
+        """200 when clients are welcome, 503 with the reasons when another node should take them."""
+        reasons = [work.lease.trouble] if work.lease.trouble else []
+        if work.reception.draining:
+            reasons.append("This node is stopping.")
+        if not outbox.healthy():
+            reasons.append("The message table takes nothing now; look at the disk.")
+        return _json({"node": work.node, "ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
     async def list_rows(request: Request) -> Response:
         query = request.query_params
@@ -81,7 +90,11 @@ def build_app(work: Assembly, outbox: Outbox) -> Starlette:
         return _json({"error": f"There is no {request.method} {request.url.path}."}, 404)
 
     return Starlette(
-        routes=[Route("/outbox", list_rows), Route("/redeliver", redeliver, methods=["POST"])],
+        routes=[
+            Route("/readyz", ready),
+            Route("/outbox", list_rows),
+            Route("/redeliver", redeliver, methods=["POST"]),
+        ],
         exception_handlers={YanchatError: failed, 404: missing, 405: missing},
     )
 

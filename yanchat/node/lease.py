@@ -30,6 +30,8 @@ class Lease:
         self._epoch = ""
         self._claimed = clock.monotonic()
         self.joined = trio.Event()
+        self.trouble = "The registry has not been asked yet."
+        """Why the last heartbeat failed; empty when it did not."""
         self.claim_all: Callable[[], None] = lambda: None
         """Claims every session again; set by whoever builds the node."""
 
@@ -43,9 +45,11 @@ class Lease:
             try:
                 with trio.fail_after(HEARTBEAT):
                     await self._beat()
+                self.trouble = ""
             except (RegistryUnavailable, trio.TooSlowError) as error:
                 self._counters.registry_failed += 1
-                structlog.get_logger().warning("registry.heartbeat_failed", error=str(error) or "too slow")
+                self.trouble = str(error) or "The registry does not answer in time."
+                structlog.get_logger().warning("registry.heartbeat_failed", error=self.trouble)
             await trio.sleep(HEARTBEAT if self.joined.is_set() else JOIN_AGAIN_AFTER)
 
     async def _beat(self) -> None:
