@@ -1,4 +1,4 @@
-"""The admin application: `GET /readyz`, `GET /outbox` and `POST /redeliver`. Answers are JSON; errors are `{"error": sentence}`."""
+"""The admin application: `/readyz`, `/outbox` and `/redeliver`. Answers are JSON; errors are `{"error": sentence}`."""
 
 from __future__ import annotations
 
