@@ -58,15 +58,13 @@ class Site:
         return [node.url for node in self.nodes]
 
     async def clean(self) -> None:
-        """Wait until the registry knows of live nodes and their sessions only; else AssertionError."""
+        """Wait until the registry knows of live nodes only, and does not contradict itself; else TooSlowError."""
         expected = sorted((node.node, "up") for node in self.nodes)
         with trio.fail_after(PATIENCE):
             async with open_registry(RedisSettings(url=self.redis.url, key_prefix=self.prefix), LEASE) as registry:
                 while True:
-                    nodes = await registry.nodes()
-                    live = {(record.node, record.incarnation) for record in nodes}
-                    ghosts = [one for one in await registry.sessions() if (one.node, one.incarnation) not in live]
-                    if [(record.node, record.state) for record in nodes] == expected and not ghosts:
+                    nodes = [(record.node, record.state) for record in await registry.nodes()]
+                    if nodes == expected and not await registry.contradictions():
                         return
                     await trio.sleep(0.1)
 

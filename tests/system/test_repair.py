@@ -64,7 +64,7 @@ async def test_a_storm_of_logins_on_live_nodes_is_never_accused(file: Path) -> N
         async with trio.open_nursery() as nursery:
             for number in range(30):
                 nursery.start_soon(come_and_go, (first.url, second.url)[number % 2], f"user{number}")
-            for _ in range(4):
+            for _ in range(3):
                 before = logins
                 done = await trio.to_thread.run_sync(
                     lambda: call("servers", "--check", "--config", file, state=first.state)
