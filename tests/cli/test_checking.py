@@ -13,6 +13,8 @@ import apsw
 import pytest
 import redis
 import trio
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from tests.cli.calls import quick
 from tests.cli.terminal import on_terminal
@@ -20,8 +22,10 @@ from tests.contracts.examples import ANN, BOB, CID, HERE, THERE, node, session
 from tests.running import RunningNode
 from tests.system.test_cluster import settings
 from yanchat.backends.redis.registry import open_registry
+from yanchat.backends.sqlite.store import open_store
 from yanchat.cli import repair
 from yanchat.config import RedisSettings
+from yanchat.directory import locked
 from yanchat.node import lease
 
 KEYS = ["kind", "node", "openid", "session_id", "topic", "sentence", "mended"]
@@ -229,3 +233,29 @@ def test_yes_answers_nothing_but_repair() -> None:
     done = quick("servers", "--check", "--yes")
     assert done.returncode == 2
     assert "--repair" in done.stderr
+
+
+def test_a_directory_that_cannot_be_looked_into_keeps_its_topics(
+    file: Path, prefix: str, kafka_brokers: str, tmp_path: Path
+) -> None:
+    """A process holds it, which may be cut off from the registry; or its message table cannot be read."""
+    directory = tmp_path / "state" / "nodes" / "10-0-0-7-1"
+    directory.mkdir(parents=True)
+
+    async def make_table() -> None:
+        async with open_store(directory / "node.db"):
+            pass
+
+    trio.run(make_table)
+    admin = AdminClient({"bootstrap.servers": kafka_brokers})
+    for made in admin.create_topics([NewTopic(f"{prefix}websocket-10-0-0-7-1", 1)]).values():
+        made.result()
+    look = ("servers", "--repair", "--config", file)
+    assert "1 topic to remove" in quick(*look, state=tmp_path / "state").stderr
+    with locked(directory, ""):
+        held = quick(*look, state=tmp_path / "state")
+    (directory / "node.db").write_bytes(b"spoilt" * 1000)
+    spoilt = quick(*look, state=tmp_path / "state")
+    assert (held.returncode, spoilt.returncode) == (0, 0)
+    assert f"a process holds {directory}" in held.stdout
+    assert "node.db cannot be opened" in spoilt.stdout

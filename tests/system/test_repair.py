@@ -132,9 +132,9 @@ def test_topics_that_somebody_may_need_stay(file: Path, kafka_brokers: str, pref
         assert found.keys() == both(addressed, owing, quiet)
         assert {name for name, one in found.items() if one["mended"]} == gone
         assert topics(kafka_brokers, prefix) == both(live, addressed, owing, quiet) - gone
-        assert "1 records wait in it" in found[f"websocket-{addressed.directory.name}"]["sentence"]
+        assert "1 record waits in it" in found[f"websocket-{addressed.directory.name}"]["sentence"]
         for name in both(owing):
-            assert f"1 of its messages wait in {owing.directory}" in found[name]["sentence"]
+            assert f"1 message waits in {owing.directory}" in found[name]["sentence"]
         for line in refused.stdout.splitlines():
             assert line in {one["sentence"] for one in found.values()}
 

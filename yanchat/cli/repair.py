@@ -5,18 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import typer
 
 from yanchat.cli.call import Call, run_async
+from yanchat.cli.leftovers import Topic, find_topics, remove_topics
 from yanchat.cli.nodes import LEASE, Cluster
 from yanchat.cli.render import note, warn
-from yanchat.errors import Unreachable, UsageError, YanchatError
+from yanchat.errors import UsageError, YanchatError
 
 if TYPE_CHECKING:
-    from yanchat.backends.kafka.leftovers import Leftover
     from yanchat.model import Contradiction
     from yanchat.ports import Registry
 
@@ -29,18 +29,10 @@ SHOWN: Final = 20
 _OF_GONE: Final = ("dead", "gone_holder")
 
 
-class Topic(NamedTuple):
-    """A topic of a node that is not registered, and whether it may go."""
-
-    leftover: Leftover
-    removable: bool
-    sentence: str
-
-
 class Findings(NamedTuple):
     contradictions: list[Contradiction]
     topics: list[Topic]
-    unreachable: YanchatError | None = None
+    failure: YanchatError | None = None
     """Why nothing is known of the topics."""
 
 
@@ -48,6 +40,8 @@ class Repaired(NamedTuple):
     mended: list[Contradiction]
     left: list[Contradiction]
     removed: set[str]
+    failure: YanchatError | None = None
+    """Why not all topics were removed that may be."""
 
 
 def check(call: Call, cluster: Cluster) -> int:
@@ -76,13 +70,13 @@ def repair(call: Call, cluster: Cluster, yes: bool) -> int:
         done = run_async(_mend, cluster, mendable, removable, begun)
     if call.out.form != "person":
         rows = [_row(one, mended=True) for one in done.mended] + [_row(one, mended=False) for one in done.left]
-        call.out.table((), rows + [_topic_row(one, one.leftover.topic in done.removed) for one in found.topics])
+        call.out.table((), rows + [_topic_row(one, removed=one.leftover.topic in done.removed) for one in found.topics])
     if done.mended or done.removed:
         note(f"{_counted(len(done.mended), len(done.removed), 'mended', 'removed')}.")
-    elif not done.left:
+    if not done.left:
         note("The registry does not contradict itself.")
-    if found.unreachable is not None:
-        raise found.unreachable
+    if failure := found.failure or done.failure:
+        raise failure
     return UNHEALTHY if done.left else 0
 
 
@@ -115,8 +109,8 @@ async def _look(cluster: Cluster) -> Findings:
         found = await _accused(registry, cluster)
         forgotten = {one.node for one in found if one.kind == "dead"}
         try:
-            return Findings(found, await _topics(cluster, await _registered(registry) - forgotten))
-        except Unreachable as error:
+            return Findings(found, await find_topics(cluster, await _registered(registry) - forgotten))
+        except YanchatError as error:  # the registry is mended all the same
             return Findings(found, [], error)
 
 
@@ -124,51 +118,6 @@ async def _registered(registry: Registry) -> set[str]:
     """All nodes that are in the registry in any way."""
     found = {one.node for one in await registry.contradictions() if one.kind == "unregistered"}
     return found | {record.node for record in await registry.nodes()}
-
-
-async def _topics(cluster: Cluster, registered: Collection[str]) -> list[Topic]:
-    import trio
-
-    from yanchat.backends import leftovers_of
-
-    leftovers = leftovers_of(cluster.settings)
-    if leftovers is None:
-        return []
-    found = await trio.to_thread.run_sync(leftovers.find, registered, abandon_on_cancel=True)
-    return [await _judged(cluster, leftover) for leftover in found]
-
-
-async def _judged(cluster: Cluster, leftover: Leftover) -> Topic:
-    of_whom = f"{leftover.topic} is of a node that is not registered"
-    if why := await _outbox_here(cluster, leftover.slug):
-        return Topic(leftover, False, f"{of_whom}, but {why}.")
-    if leftover.waiting:
-        waits = f"{leftover.waiting} records wait in it; that node fetches them when it starts, else they go with"
-        return Topic(leftover, False, f"{of_whom}, but {waits} kafka.retention.")
-    return Topic(leftover, True, f"{of_whom}, and nothing waits in it; --repair removes it.")
-
-
-async def _outbox_here(cluster: Cluster, slug: str) -> str:
-    """Why the node of this slug may still need its topics, as far as this machine can tell; empty when it does not."""
-    from yanchat.backends.sqlite.store import open_store
-    from yanchat.directory import locked
-
-    directory = cluster.directory(slug)
-    if not (directory / "node.db").exists():
-        return ""
-    try:
-        with locked(directory, f"a process holds {directory}; see whether it reaches the registry"):
-            async with open_store(directory / "node.db") as store:
-                totals = await store.totals()
-    except YanchatError as error:
-        return str(error).rstrip(".")
-    waiting = totals.pending + totals.untold
-    if not waiting:
-        return ""
-    return (
-        f"{waiting} of its messages wait in {directory}; start it, or have them adopted: `yanchat redeliver --adopt"
-        " HOST:PORT`"
-    )
 
 
 # -- mending -----------------------------------------------------------------------------------------------------------
@@ -185,6 +134,8 @@ def _agreed(call: Call, contradictions: int, topics: int, yes: bool) -> bool:
 
 
 async def _mend(cluster: Cluster, mendable: list[Contradiction], removable: list[Topic], begun: float) -> Repaired:
+    import trio
+
     async with cluster.open_registry() as registry:
         mended, left = dict.fromkeys(mendable), list(mendable)
         for _ in range(ROUNDS):  # mending one may bare another: a node's pending sets, when it is forgotten
@@ -193,28 +144,15 @@ async def _mend(cluster: Cluster, mendable: list[Contradiction], removable: list
             mended.update(dict.fromkeys(one for one in left if one.mendable))
             if not any(one.mendable for one in left):
                 break
-        removed = await _remove(cluster, registry, removable, begun) if removable else set()
-    return Repaired([one for one in mended if one not in left], left, removed)
-
-
-async def _remove(cluster: Cluster, registry: Registry, removable: Iterable[Topic], begun: float) -> set[str]:
-    """Remove those topics whose node has not come back within a lease: the registry may have just lost everything."""
-    import trio
-
-    from yanchat.backends import leftovers_of
-
-    await trio.sleep(max(0.0, begun + LEASE - time.monotonic()))
-    leftovers = leftovers_of(cluster.settings)
-    assert leftovers is not None
-    agreed = {topic.leftover.topic for topic in removable}
-    removed = set()
-    for topic in await _topics(cluster, await _registered(registry)):
-        wanted = topic.removable and topic.leftover.topic in agreed
-        if wanted and await trio.to_thread.run_sync(leftovers.remove, topic.leftover):
-            removed.add(topic.leftover.topic)
-    for name in sorted(agreed - removed):
-        warn(f"{name} stays: it is in use again.")
-    return removed
+        done = Repaired([one for one in mended if one not in left], left, set())
+        try:
+            if removable:
+                # by then each live node has come back into a registry that had just lost everything
+                await trio.sleep(max(0.0, begun + LEASE - time.monotonic()))
+                await remove_topics(cluster, await _registered(registry), removable, done.removed)
+        except YanchatError as error:
+            return done._replace(failure=error)
+    return done
 
 
 # -- showing -----------------------------------------------------------------------------------------------------------
@@ -252,7 +190,7 @@ def _row(one: Contradiction, *, mended: bool) -> dict[str, Any]:
     }
 
 
-def _topic_row(topic: Topic, removed: bool) -> dict[str, Any]:
+def _topic_row(topic: Topic, *, removed: bool) -> dict[str, Any]:
     return {
         "kind": "topic",
         "node": None,
