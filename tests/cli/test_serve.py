@@ -102,7 +102,7 @@ def test_a_file_that_is_not_there_or_no_toml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[node\n")
     broken = call("serve", state=tmp_path, env={"YANCHAT_CONFIG": str(tmp_path / "bad.toml")})
     assert (missing.returncode, broken.returncode) == (78, 78)
-    assert "none.toml" in missing.stderr
+    assert "none.toml cannot be read: No such file or directory; give another --config." in missing.stderr
     assert "bad.toml" in broken.stderr
 
 
@@ -176,6 +176,20 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
             os.kill(node.pid, signal.SIGTERM)
             assert node.wait() == 0
         assert "Traceback" not in node.log.read_text()
+
+
+@pytest.mark.parametrize("nobody", [False, True])
+def test_a_log_that_cannot_be_written_holds_up_nothing(tmp_path: Path, nobody: bool) -> None:
+    """A full disk, or whoever read the log is gone: messages pass, and the node ends as it should."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    log = os.fdopen(writer, "wb") if nobody else Path("/dev/full").open("wb")  # noqa: SIM115
+    with log, running("serve", "--listen", "127.0.0.1:0", "--json", state=tmp_path, stderr=log) as process:
+        url = json.loads(read_line(process))["url"]
+        sent = call("send", "bob", "hello", "--as", "ann", "--wait", "accepted", "--url", url, state=tmp_path)
+        assert sent.returncode == 0, sent.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
 
 
 def test_the_log_is_json_by_default_and_for_people_on_request(tmp_path: Path) -> None:

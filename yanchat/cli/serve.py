@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -83,6 +84,19 @@ def configure_logs(log: LogSettings) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(log.level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Log(),
         cache_logger_on_first_use=True,
     )
+
+
+class _Log:
+    """Writes to stderr, past Python's buffer. What cannot be written, to a full disk or to nobody, is lost.
+
+    The node goes on without its log.
+    """
+
+    def msg(self, line: str) -> None:
+        with suppress(OSError):
+            os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+
+    debug = info = warning = error = critical = exception = msg
