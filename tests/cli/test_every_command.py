@@ -143,6 +143,7 @@ def test_a_wrong_call_ends_with_2_and_one_sentence(
         ("[limits]\nwindow = 0\n", "a whole number of at least 1"),
         ('[node]\ntime_zone = "Mars"\n', "yanchat.toml:2: node.time_zone"),
         ("not toml", "this is not TOML"),
+        ("node = 3", "yanchat.toml:1: node is a section; begin it with a line [node]."),
     ],
 )
 def test_a_bad_file_ends_with_78(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,8 +88,10 @@ def fields_of(section: str) -> dict[str, msgspec.structs.FieldInfo]:
 def _from_file(file: Path, values: dict[str, dict[str, Any]], origins: dict[tuple[str, str], str]) -> None:
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}. Give another --config.") from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}; give another --config.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file} cannot be read: it is not UTF-8; give another --config.") from None
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -97,7 +99,9 @@ def _from_file(file: Path, values: dict[str, dict[str, Any]], origins: dict[tupl
     lines = _Lines(file, text)
     for section, keys in document.items():
         known = fields_of(section)
-        if not known or not isinstance(keys, dict):
+        if known and not isinstance(keys, dict):
+            raise ConfigError(f"{lines.of(section, None)}: {section} is a section; begin it with a line [{section}].")
+        if not known:
             raise ConfigError(
                 _unknown(lines.of(section, None), f"section [{section}]", section, Settings.__struct_fields__)
             )
@@ -158,8 +162,6 @@ def _allowed(kind: Any) -> str:
         return " or ".join(repr(value) for value in typing.get_args(kind))
     if typing.get_origin(kind) is dict:
         return "a table of its own in the file"
-    if typing.get_origin(kind) is dict:
-        return "a table of texts, numbers, true and false"
     bare, *metas = typing.get_args(kind) if typing.get_origin(kind) is typing.Annotated else (kind,)
     least = next((meta.ge for meta in metas if meta.ge is not None), None)
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
