@@ -44,6 +44,15 @@ async def test_a_store_that_breaks_while_it_is_open_fails_calls_and_nothing_else
         assert await store.mark("alive", 1) == 0
 
 
+async def test_a_directory_that_goes_away_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    directory.mkdir()
+    async with open_store(directory / "a.db", disk_reserve=1) as store:
+        directory.rename(tmp_path / "away")
+        with pytest.raises(StoreUnavailable, match="No such file or directory"):
+            await store.add([message(1)])
+
+
 async def test_the_file_of_a_store_does_not_grow_when_as_much_goes_as_comes(path: Path) -> None:
     async with open_store(path) as store:
         sizes = []

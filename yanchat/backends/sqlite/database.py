@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -121,8 +122,12 @@ class Database:
         self.connection.close()
 
     def map_error(self, error: Exception) -> Exception:
-        if isinstance(error, apsw.FullError | OSError):
+        if isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno in {ENOSPC, EDQUOT}):
             return StoreUnavailable("The disk is full; make room, nothing that was accepted is lost.")
+        if isinstance(error, OSError):
+            return StoreUnavailable(
+                f"The directory of {self.path.name} cannot be used: {error.strerror}; see the disk."
+            )
         if isinstance(error, apsw.Error):
             return StoreUnavailable(f"{self.path.name} cannot be used: {error}; check the disk and who else uses it.")
         return error
