@@ -15,6 +15,7 @@ from tests.cli.calls import quick
 from tests.cli.terminal import on_terminal
 from tests.running import RunningNode, finish, read_line, running, wait_until
 from yanchat.cli import nodes
+from yanchat.names import slug
 from yanchat.node import lease
 
 
@@ -133,6 +134,24 @@ def test_nodes_that_do_not_run_are_named(node: RunningNode) -> None:
         assert done.returncode == 4
         assert "yanchat serve" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_node_that_has_left_is_known_by_its_directory(node: RunningNode) -> None:
+    """The command that starts it again is whole."""
+    node.terminate()
+    assert f"`yanchat serve --listen {node.node}`" in quick("outbox", state=node.state).stderr
+
+
+def test_a_node_that_hangs_is_named_and_the_others_answer(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds up nobody for long."""
+    monkeypatch.setattr("yanchat.admin.client.ASKED", 1.0)
+    with RunningNode(node.state) as second:
+        accept(node, "bob", "hi")
+        second.pause()
+        done = quick("outbox", "--json", state=node.state)
+        second.resume()
+    assert [row["to"] for row in json.loads(done.stdout)] == ["bob"]
+    assert f"{slug(second.node)}/admin.sock does not answer" in done.stderr
 
 
 def test_redeliver_replays_what_is_selected(node: RunningNode) -> None:

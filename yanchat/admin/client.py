@@ -11,7 +11,9 @@ import httpx
 
 from yanchat.errors import NotAllowed, NotFound, StoreUnavailable, Unreachable, UsageError, YanchatError
 
-TIMEOUT: Final = httpx.Timeout(30.0, connect=2.0)
+ASKED: Final = httpx.Timeout(10.0, connect=2.0)
+ORDERED: Final = httpx.Timeout(30.0, connect=2.0)
+"""What is ordered may take the node as long as it has messages."""
 
 
 class NotRunning(Unreachable):
@@ -30,8 +32,9 @@ async def ask_node(
     if not os.access(socket, os.R_OK | os.W_OK):
         raise NotAllowed(f"{socket} belongs to another user; call this as the user that runs the node.")
     transport = httpx.AsyncHTTPTransport(uds=str(socket))
+    timeout = ASKED if method == "GET" else ORDERED
     try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://node", timeout=TIMEOUT) as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://node", timeout=timeout) as http:
             response = await http.request(method, path, params=query, json=body)
     except httpx.ConnectError:
         raise NotRunning(f"No node serves {socket}; start it with `yanchat serve`.") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from yanchat.cli.render import warn
-from yanchat.errors import NotAllowed, NotFound, RegistryUnavailable, Unreachable
+from yanchat.errors import NotAllowed, NotFound, RegistryUnavailable, StoreUnavailable, Unreachable, YanchatError
 
 if TYPE_CHECKING:
     from yanchat.config import Settings
@@ -23,7 +24,7 @@ LEASE: Final = 10.0
 
 
 class Here(NamedTuple):
-    """A node of this machine: its name when the registry knows it, else its directory's."""
+    """A node of this machine: its name when the registry knows it or its directory tells, else its directory's."""
 
     name: str
     directory: Path
@@ -88,10 +89,10 @@ class Cluster:
         from yanchat.names import slug
 
         known: dict[str, str] = {}
-        with suppress(RegistryUnavailable):  # its directories say enough
+        with suppress(RegistryUnavailable, StoreUnavailable):  # its directories say enough, on a full disk, too
             known = {slug(record.node): record.node for record in await self.records()}
         directories = sorted(path.name for path in (self.state / "nodes").glob("*") if path.is_dir())
-        found = [Here(known.get(name, name), self.state / "nodes" / name) for name in directories]
+        found = [Here(known.get(name) or _address(name), self.state / "nodes" / name) for name in directories]
         if node is None:
             return found
         chosen = [here for here in found if here.directory.name == slug(node)]
@@ -114,17 +115,33 @@ class Cluster:
 
         Warns of those that do not run or do not answer, unless `quiet`; Unreachable when none answers.
         """
+        import trio
+
         from yanchat.admin.client import NotRunning, ask_node
 
-        answers, silent = [], []
         nodes = await self.nodes_here(node)
-        for here in nodes:
+        heard: list[Any] = [None] * len(nodes)
+
+        async def ask_one(number: int, here: Here) -> None:
             try:
-                answers.append(await ask_node(here.directory / "admin.sock", method, path, query=query, body=body))
+                heard[number] = await ask_node(here.directory / "admin.sock", method, path, query=query, body=body)
             except NotRunning:
-                silent.append(f"{here.name} does not run; to see what waits there, start it: `{here.command}`.")
-            except Unreachable as error:
-                silent.append(str(error))
+                sentence = f"{here.name} does not run; to see what waits there, start it: `{here.command}`."
+                heard[number] = NotRunning(sentence)
+            except YanchatError as error:
+                heard[number] = error
+
+        async with trio.open_nursery() as nursery:  # one that hangs holds up nobody else's answer
+            for number, here in enumerate(nodes):
+                nursery.start_soon(ask_one, number, here)
+        answers, silent = [], []
+        for one in heard:
+            if isinstance(one, Unreachable):
+                silent.append(str(one))
+            elif isinstance(one, YanchatError):
+                raise one
+            else:
+                answers.append(one)
         if len(nodes) == 1 and silent:
             raise Unreachable(silent[0])
         if not answers:
@@ -133,6 +150,16 @@ class Cluster:
         for sentence in () if quiet else silent:
             warn(sentence)
         return answers
+
+
+def _address(directory: str) -> str:
+    """The node whose directory that is, where its name tells.
+
+    >>> _address("127-0-0-1-8084"), _address("chat-1-example-org-8084")
+    ('127.0.0.1:8084', 'chat-1-example-org-8084')
+    """
+    host, _, port = directory.rpartition("-")
+    return f"{host.replace('-', '.')}:{port}" if re.fullmatch(r"\d+(-\d+){3}", host) else directory
 
 
 def _hush() -> None:
