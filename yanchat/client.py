@@ -136,7 +136,9 @@ async def connect(url: str, openid: str, name: str = "", token: str = "") -> Asy
                 inside = error
                 raise
     except ConnectionRejected as rejected:
-        text = (rejected.body or b"").decode(errors="replace").strip() or f"status {rejected.status_code}"
+        text = (rejected.body or b"").decode(errors="replace").strip()
+        if not text or "\n" in text:  # a page of some other server
+            text = f"status {rejected.status_code}"
         kinds = {400: UsageError, 401: NotAllowed, 403: NotAllowed}
         raise kinds.get(rejected.status_code, Unreachable)(f"{url} refuses: {text}") from None
     except (HandshakeError, trio.TooSlowError, OSError) as error:

@@ -115,12 +115,15 @@ def test_no_texts_are_no_error(node: RunningNode, bob: str) -> None:
 
 
 def test_a_text_that_is_not_utf8_is_refused_by_its_line(node: RunningNode, bob: str) -> None:
-    """Nothing is guessed about other encodings."""
+    """Nothing is guessed about other encodings; what stands before it is sent and answered, nothing behind it is."""
     with running(
         "send", bob, "-", "--wait", "accepted", state=node.state, stdin=-1, errors="surrogateescape"
     ) as sender:
-        _, errors = sender.communicate("fine\nb\udcffd\n", timeout=20)
+        out, errors = sender.communicate("fine\nb\udcffd\nnever\n", timeout=20)
     assert sender.returncode == 2
+    assert out.count("accepted for") == 1
+    assert [message["text"] for message in receive(node, bob, 1)] == ["fine"]
+    assert json.loads(call("outbox", "--to", bob, "--json", state=node.state).stdout) == []
     assert "Line 2" in errors
     assert "Traceback" not in errors
 
@@ -148,6 +151,23 @@ def test_what_is_not_delivered_in_time_ends_with_4_and_is_kept(node: RunningNode
     assert outcome["state"] == "accepted"
     assert "stored" in outcome["error"]
     assert [message["text"] for message in receive(node, bob, 2)] == ["hi", "ho"]
+
+
+def test_whoever_stops_waiting_is_told_what_is_stored(node: RunningNode, bob: str) -> None:
+    """Ctrl-C at a message that waits for its recipient says that it is stored, to people and to programs."""
+    here = f"here-{bob}"
+    with running("listen", "--as", here, state=node.state) as listener:
+        read_line(listener, of_stderr=True)
+        for form, told in (
+            ((), f"not delivered to {bob} so far: it is stored"),
+            (("--ndjson",), '"state": "accepted"'),
+        ):
+            with running("send", f"{here},{bob}", "hi", *form, state=node.state) as sender:
+                assert here in read_line(sender)  # so it is stored for the other one, too
+                code, out, errors = finish(sender, signal.SIGINT)
+                assert code == 130
+                assert told in (out if form else errors)
+                assert "Traceback" not in errors
 
 
 def test_a_text_that_is_too_large_fails_alone(node: RunningNode, bob: str) -> None:
@@ -216,6 +236,20 @@ def test_something_else_that_answers_is_no_node(bob: str, tmp_path: Path) -> Non
         _, errors = sender.communicate(timeout=20)
     assert sender.returncode == 4
     assert "refuses: nope" in errors
+
+
+def test_a_page_of_a_web_server_is_not_printed(bob: str) -> None:
+    """The status is enough."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        running("send", bob, "hi", "--url", f"ws://127.0.0.1:{server.getsockname()[1]}") as sender,
+    ):
+        peer, _ = server.accept()
+        with peer:
+            peer.recv(65536)
+            peer.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 13\r\nConnection: close\r\n\r\n<html>\n<body>")
+        _, errors = sender.communicate(timeout=20)
+    assert errors.endswith("refuses: status 404\n")
 
 
 def test_a_login_that_the_node_refuses_ends_at_once(node: RunningNode, bob: str) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yanchat.cli.render import Form, NotWritten, Output, complain, warn
+from yanchat.cli.render import Form, NotWritten, Output, complain, end_line, warn
 from yanchat.errors import NotAllowed, UsageError, YanchatError
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ class Call:
             return self._end(error)
 
     def _end(self, error: BaseException) -> int:
-        errors = _leaves(error)
+        errors = leaves(error)
         for leaf in errors:
             if isinstance(leaf, NotWritten):
                 raise leaf
@@ -150,8 +149,7 @@ class Call:
 
             traceback.print_exception(error)
         if any(isinstance(leaf, KeyboardInterrupt | typer.Abort) for leaf in errors):
-            if sys.stderr.isatty():
-                sys.stderr.write("\n")  # behind the ^C that the terminal shows
+            end_line()
             return INTERRUPTED
         for leaf in errors:
             if isinstance(leaf, YanchatError):
@@ -168,9 +166,10 @@ class Call:
         return INTERNAL
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors of a group, or the error itself."""
     if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
     return [error]
 
 

@@ -47,6 +47,12 @@ def warn(sentence: str) -> None:
     _to_stderr(sentence, "yellow")
 
 
+def end_line() -> None:
+    """Go on behind the ^C that a terminal shows."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")
+
+
 def _to_stderr(sentence: str, style: str) -> None:
     try:
         if sys.stderr.isatty():

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yanchat.cli.call import Call, run_async
-from yanchat.cli.render import note, span, warn
+from yanchat.cli.call import Call, leaves, run_async
+from yanchat.cli.render import NotWritten, end_line, note, span, warn
 from yanchat.errors import Refused, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from yanchat.cli.sending import Outcome, Text
 
 NOT_IN_TIME = 4
 FAILED = 1
+SHOWN = 3
 URL = typer.Option(metavar="ws://HOST:PORT", help="The node to connect to; else a live one from the registry.")
 TOKEN = typer.Option(envvar="YANCHAT_TOKEN", metavar="JWT", help="For nodes that ask for one.")
 
@@ -92,7 +93,11 @@ def send(
 
     outcomes = _Outcomes(call, timeout)
     sending = Sending(recipients, texts(), file_type, wait == "delivered", timeout, outcomes.show, warn)
-    run_async(sending.run, find, sender, name or "", token or "")
+    try:
+        run_async(sending.run, find, sender, name or "", token or "")
+    except BaseException as error:
+        outcomes.cut_off(error, sending.left)
+        raise
     outcomes.sum_up()
     if sending.foreign:
         warn(f"Messages wait for {sender}; read them with `yanchat listen --as {sender}`.")
@@ -124,7 +129,7 @@ class _Outcomes:
     """Prints what became of each message, and remembers what the exit code depends on."""
 
     def __init__(self, call: Call, timeout: float) -> None:
-        self._call, self._timeout = call, timeout
+        self._call, self._within = call, f"within {span(timeout)}"
         self._late = self._failed = False
         self._latencies: list[float] = []
         call.out.begin_list()
@@ -143,12 +148,26 @@ class _Outcomes:
     def _sentence(self, outcome: Outcome) -> tuple[str, str]:
         to = outcome.to
         if outcome.late and outcome.state == "accepted":
-            return f"not delivered to {to} within {span(self._timeout)}: {outcome.error}", "yellow"
+            return f"not delivered to {to} {self._within}: {outcome.error}", "yellow"
         if outcome.state == "accepted":
             return f"accepted for {to} in {span(outcome.seconds)}", ""
         if outcome.state == "delivered":
             return f"delivered to {to} in {span(outcome.seconds)}", ""
         return f"{outcome.state} for {to}: {outcome.error}", "yellow"
+
+    def cut_off(self, error: BaseException, left: Sequence[Outcome]) -> None:
+        """The call ends before these have their outcomes: what is known of them, for a person in a few lines."""
+        errors = leaves(error)
+        if not left or any(isinstance(leaf, NotWritten) for leaf in errors):
+            return
+        if any(isinstance(leaf, KeyboardInterrupt) for leaf in errors):
+            end_line()
+        self._within = "so far"
+        some = left if self._call.out.form != "person" else left[:SHOWN]
+        for outcome in some:
+            self.show(outcome)
+        if len(some) < len(left):
+            warn(f"{len(left) - len(some)} more are under way; see `yanchat outbox`.")
 
     def sum_up(self) -> None:
         if len(self._latencies) > 1 and self._call.out.form == "person":

@@ -55,7 +55,10 @@ class _Request:
 
 
 class Sending:
-    """One call of `run` sends all texts; `foreign` says afterwards whether messages for the sender came meanwhile."""
+    """One call of `run` sends all texts; `foreign` says afterwards whether messages for the sender came meanwhile.
+
+    Cut off (Ctrl-C), it leaves in `left` what is known of those that it had handed over.
+    """
 
     def __init__(
         self,
@@ -76,16 +79,30 @@ class Sending:
         """Those of them without a receipt."""
         self._changed = trio.Event()
         self._all_read = self._connected = self._asked_to_wait = False
+        self._wrong: UsageError | None = None
         self.foreign = False
+        self.left: list[Outcome] = []
 
     async def run(self, find: Callable[[], Awaitable[Sequence[str]]], sender: str, name: str, token: str) -> None:
-        """Send everything. Raises what stay_connected raises, and UsageError for a text that cannot be sent."""
+        """Send everything. Raises what stay_connected raises, and UsageError for a text that cannot be sent.
+
+        With the UsageError, all texts before that one have had their outcomes, and none behind it is sent.
+        """
         self._sender = sender
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read)
-            nursery.start_soon(self._keep_time, nursery.cancel_scope)
-            await stay_connected(find, sender, self._converse, lost=self._lost, name=name, token=token)
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read)
+                nursery.start_soon(self._keep_time, nursery.cancel_scope)
+                await stay_connected(find, sender, self._converse, lost=self._lost, name=name, token=token)
+                nursery.cancel_scope.cancel()
+        except BaseException:
+            self._show = self.left.append
+            for request in list(self._open.values()):
+                if request.since:
+                    self._give_up(request)
+            raise
+        if self._wrong is not None:
+            raise self._wrong
 
     def _lost(self, why: str) -> None:
         self._warn(f"{why} Connecting again.")
@@ -99,15 +116,18 @@ class Sending:
         self._changed = trio.Event()
 
     async def _read(self) -> None:
-        """Take texts as there is room for them."""
-        async for text in self._texts:
-            while len(self._open) >= OPEN or len(self._waiting) >= WAITING:
-                await self._changed.wait()
-            if text.request_id in self._open:
-                raise UsageError(f"Two texts have the request id {text.request_id}; give each its own.")
-            request = _Request(text, self._recipients, trio.current_time(), self._timeout)
-            self._open[text.request_id] = self._waiting[text.request_id] = request
-            self._wake()
+        """Take texts as there is room for them, up to the first that cannot be sent."""
+        try:
+            async for text in self._texts:
+                while len(self._open) >= OPEN or len(self._waiting) >= WAITING:
+                    await self._changed.wait()
+                if text.request_id in self._open:
+                    raise UsageError(f"Two texts have the request id {text.request_id}; give each its own.")
+                request = _Request(text, self._recipients, trio.current_time(), self._timeout)
+                self._open[text.request_id] = self._waiting[text.request_id] = request
+                self._wake()
+        except UsageError as wrong:
+            self._wrong = wrong
         self._all_read = True
         self._wake()
 
