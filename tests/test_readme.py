@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -44,7 +45,10 @@ def home() -> Iterator[Path]:
 
 def test_the_story_of_the_readme(home: Path) -> None:
     """Install, serve, listen, send; three that wait; kill -9; all three arrive, in order, once. And the rest of it."""
-    env = environment(HOME=str(home), PATH=f"{home}/env/bin:{os.environ['PATH']}")
+    with socket.create_server(("127.0.0.1", 0)) as probe:  # 8084 may be taken here
+        listen_at = f"127.0.0.1:{probe.getsockname()[1]}"
+    url = f"ws://{listen_at}/ws"
+    env = environment(YANCHAT_NODE_LISTEN=listen_at, HOME=str(home), PATH=f"{home}/env/bin:{os.environ['PATH']}")
     source = home / "yanchat"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True, timeout=DEADLINE)
 
@@ -75,7 +79,7 @@ def test_the_story_of_the_readme(home: Path) -> None:
     run(f"env/bin/pip install --quiet {source}")
     serve, listen, hello, *waiting, outbox, second, servers, clients, redeliver, configured = STORY
     with start(serve) as node:
-        assert "ws://127.0.0.1:8084/ws" in read_line(node)
+        assert url in read_line(node)
         with start(listen) as bob:
             wait_until(lambda: "bob" in run(f"{clients} --json"), "Bob has logged in")
             assert "delivered to bob" in run(hello)
@@ -99,5 +103,5 @@ def test_the_story_of_the_readme(home: Path) -> None:
             finish(other)
         finish(node)
     with start(configured) as node:
-        assert "ws://127.0.0.1:8084/ws" in read_line(node)
+        assert url in read_line(node)
         finish(node)
