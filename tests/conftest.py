@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 pytest_plugins = ["tests.services_plugin"]
 
 settings.register_profile("yanchat", deadline=None)  # a busy machine is no failure
 settings.load_profile("yanchat")
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory for one test, with a short name: the path of a Unix socket ends at 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="yan", ignore_cleanup_errors=True) as path:
+        yield Path(path)
