@@ -59,10 +59,11 @@ async def serve(settings: Settings, state: Path, ready: Callable[[str], None]) -
         with locked(directory, f"{taken} or choose another --listen."):
             counters = Counters()
             async with (
+                _stop_on_signals() as (stopping, opening),
                 open_store(directory / "node.db", settings.limits.disk_reserve) as store,
                 open_backends(settings, state, node, LEASE, counters) as (registry, bus),
-                _stop_on_signals() as stopping,
             ):
+                opening.done = True
                 incarnation = f"{rng.getrandbits(64):016x}"
                 record = NodeRecord(node, incarnation, store.store_id, f"ws://{node}/ws", clock.wall(), __version__)
                 work = await assemble(record, settings, store, store, registry, bus, clock, counters)
@@ -139,22 +140,29 @@ async def _leave(work: Assembly) -> None:
     structlog.get_logger().info("node.stopped")
 
 
-@asynccontextmanager
-async def _stop_on_signals() -> AsyncIterator[trio.Event]:
-    """The event is set by the first signal; the second one cancels the body."""
-    stopping = trio.Event()
+class _Opening:
+    """Whether the store, the registry and the bus are open: as long as they are not, there is nothing to take apart."""
 
-    async def watch(scope: trio.CancelScope) -> None:
+    done = False
+
+
+@asynccontextmanager
+async def _stop_on_signals() -> AsyncIterator[tuple[trio.Event, _Opening]]:
+    """The event is set by the first signal; the second one cancels the body, and so does any during the opening."""
+    stopping, opening = trio.Event(), _Opening()
+
+    async def watch(scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
             async for _ in signals:
-                if stopping.is_set():
+                if stopping.is_set() or not opening.done:
                     structlog.get_logger().warning("node.stopped_at_once")
                     scope.cancel()
                 stopping.set()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch, nursery.cancel_scope)
-        yield stopping
+        await nursery.start(watch, nursery.cancel_scope)
+        yield stopping, opening
         nursery.cancel_scope.cancel()
 
 

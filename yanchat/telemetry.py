@@ -1,8 +1,10 @@
-"""Counters of one node, by the names of `docs/`; imported by whoever counts. Each is a number that only grows."""
+"""Counters of one node, each a number that only grows, and what is logged of a trouble; imported by whoever counts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import structlog
 
 
 @dataclass(slots=True)
@@ -29,3 +31,20 @@ class Counters:
     """Batches of records that perhaps were not stored."""
     registry_failed: int = 0
     store_failed: int = 0
+
+
+class Episode:
+    """Something that fails for a while: logged when it begins and when it is over, not each time it fails."""
+
+    def __init__(self, event: str) -> None:
+        self._event, self._times = event, 0
+
+    def failed(self, error: Exception) -> None:
+        self._times += 1
+        if self._times == 1:
+            structlog.get_logger().error(f"{self._event}_fails", error=str(error))
+
+    def worked(self) -> None:
+        if self._times:
+            structlog.get_logger().info(f"{self._event}_works_again", failed_times=self._times)
+            self._times = 0

@@ -160,7 +160,8 @@ def table(columns: Columns, rows: Rows, cells: Cells) -> Table:
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for heading, key in columns:
-        made.add_column(heading, overflow="fold", justify="right" if key in _NUMBERS else "left")
+        whole = key == "message_id"  # it is there to be copied
+        made.add_column(heading, overflow="fold", no_wrap=whole, justify="right" if key in _NUMBERS else "left")
     for row in rows:
         made.add_row(*(Text(_cell(key, row[key], cells), _STYLES.get(str(row[key]), "")) for _, key in columns))
     return made

@@ -23,6 +23,7 @@ PREFIX: Final = "YANCHAT_"
 OTHER_VARIABLES: Final = frozenset({"YANCHAT_CONFIG", "YANCHAT_DEBUG", "YANCHAT_TOKEN", "YANCHAT_FAILPOINT"})
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6}
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\s\[\]]+):\d{1,5}")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 _FLAGS: Final = {
@@ -241,6 +242,10 @@ def _check(settings: Settings, origins: Mapping[tuple[str, str], str]) -> None:
         raise wrong("limits", "outgoing_buffer", "must not be less than limits.message_size.")
     if limits.ping <= 0 or limits.idle <= limits.ping:
         raise wrong("limits", "idle", "must be more than limits.ping, and that more than 0s.")
+    for key in ("listen", "advertise"):
+        address = getattr(settings.node, key)
+        if (address or key == "listen") and not _HOST_PORT.fullmatch(address):
+            raise wrong("node", key, f"= {address!r} is not HOST:PORT, as 127.0.0.1:8084 is.")
     try:
         _zone(settings.node.time_zone)
     except (KeyError, ValueError):

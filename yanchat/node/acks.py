@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import structlog
 import trio
 
 from yanchat.errors import StoreUnavailable
@@ -18,7 +17,7 @@ from yanchat.protocol import frames
 from yanchat.protocol.frames import Dates
 from yanchat.protocol.ids import is_message_id
 from yanchat.protocol.records import Acked
-from yanchat.telemetry import Counters
+from yanchat.telemetry import Counters, Episode
 
 CHUNK = 1000
 STRANGE_AT_ONCE = 32
@@ -52,6 +51,7 @@ class Acks:
         self._node, self._hub, self._inbox, self._outbox, self._ledger = node, hub, inbox, outbox, ledger
         self._mailboxes, self._bus, self._dates, self._clock, self._counters = mailboxes, bus, dates, clock, counters
         self._inflight = inflight
+        self._storing = Episode("store.ack")
         self._queue: list[_Ack] = []
         self._strange: list[_Ack] = []
         """Acks of what nobody here was given: each costs a look at the disk, so they come a few at a time."""
@@ -82,8 +82,9 @@ class Acks:
                 self._wake = trio.Event()
             try:
                 await self._record(batch)
+                self._storing.worked()
             except StoreUnavailable as error:
-                structlog.get_logger().error("store.ack_failed", error=str(error))
+                self._storing.failed(error)
                 self._counters.store_failed += 1
                 date = self._dates(self._clock.wall())
                 for ack in batch:  # not acked: it will be pushed again

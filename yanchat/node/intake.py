@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import structlog
 import trio
 
 from yanchat.errors import Refused, StoreUnavailable
@@ -17,7 +16,7 @@ from yanchat.protocol.frames import Dates, Send
 from yanchat.protocol.ids import Orders, message_id_from_order, message_id_from_request
 from yanchat.protocol.ids import request_id as new_request_id
 from yanchat.protocol.session import Refusal
-from yanchat.telemetry import Counters
+from yanchat.telemetry import Counters, Episode
 
 MAX_BATCH = 500
 
@@ -54,6 +53,7 @@ class Intake:
             orders,
         )
         self._dates, self._clock, self._inflight, self._counters = dates, clock, inflight, counters
+        self._storing = Episode("store.add")
         self._queue: list[_Waiting] = []
         self._submitted = self._answered = 0
         self._wake, self._progress = trio.Event(), trio.Event()
@@ -121,8 +121,9 @@ class Intake:
         if messages:
             try:
                 news = await self._outbox.add(messages)
+                self._storing.worked()
             except StoreUnavailable as error:
-                structlog.get_logger().error("store.add_failed", error=str(error))
+                self._storing.failed(error)
                 self._counters.store_failed += 1
                 failed = Refused(503, str(error), retry_after=5)
         date, stored = self._dates(self._clock.wall()), iter(news)

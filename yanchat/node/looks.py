@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import structlog
 import trio
 
 from yanchat.config import LimitSettings
@@ -20,7 +19,7 @@ from yanchat.node.mailboxes import GRACE, Mailboxes
 from yanchat.ports import Bus, Clock, Registry
 from yanchat.protocol.records import Push, Record, Tell
 from yanchat.protocol.retry import RetryPolicy
-from yanchat.telemetry import Counters
+from yanchat.telemetry import Counters, Episode
 
 AGAIN_AFTER = 1.0
 ROUTES_REMEMBERED = 50_000
@@ -47,6 +46,7 @@ class Looks:
         self._node, self._mailboxes, self._loads, self._ledger = node, mailboxes, loads, ledger
         self._registry, self._bus, self._limits, self._retry = registry, bus, limits, retry
         self._clock, self._counters, self._deliver = clock, counters, deliver
+        self._locating = Episode("registry.locate")
         self._calm: dict[OpenId, float] = {}
         self._routes: dict[OpenId, list[Place]] = {}
 
@@ -84,8 +84,9 @@ class Looks:
             if busy:
                 await self._locate(busy)
                 await self._await([box for box in busy if self._must_await(box)])
+                self._locating.worked()
         except RegistryUnavailable as error:
-            structlog.get_logger().warning("registry.locate_failed", error=str(error))
+            self._locating.failed(error)
             self._counters.registry_failed += 1
             for box in busy:  # the last known route serves, and everything is looked at again
                 box.route = self._routes.get(box.openid, []) + self._mailboxes.here(box.openid)

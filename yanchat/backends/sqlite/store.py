@@ -148,7 +148,7 @@ class Store(Outbox, Inbox):
 
     def _check_room(self, db: Database) -> None:
         if self._reserve and db.free_bytes() < self._reserve:
-            raise StoreUnavailable("The disk is nearly full; try again later.")
+            raise StoreUnavailable("The disk of this node is nearly full (limits.disk_reserve); try again later.")
 
     async def _read(self, work: Callable[[Database], R]) -> R:
         return await self._lane.run(work, writes=False)
