@@ -5,13 +5,15 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
+import structlog.testing
 import trio
 
 from tests.node.cluster import Client, is_push, open_cluster, pushes
 from yanchat.config import LimitSettings, RedeliverySettings
-from yanchat.model import Node, OpenId
+from yanchat.model import ACKED, GIVEN_UP, Node, OpenId, Step
 from yanchat.ports import RowFilter
 from yanchat.protocol.client_frames import Settled
+from yanchat.protocol.records import Acked, Told
 
 
 async def greeted(*clients: Client) -> None:
@@ -118,6 +120,36 @@ async def test_one_request_id_for_two_texts_makes_two_messages(autojump_clock: o
         await ann.until(lambda ann: len(ann.told) == 2)
         assert bob.texts == ["yes", "no"]
         assert len({message_id for message_id, *_ in ann.told}) == 2
+
+
+@pytest.mark.parametrize("comes_back", ["acked", "told"])
+async def test_what_comes_back_while_its_row_is_being_read_is_not_lost(comes_back: str, autojump_clock: object) -> None:
+    """The row is on disk alone when the record comes and in memory when all that was put before is written."""
+    async with open_cluster("n1", "n2") as cluster:
+        n1, n2 = cluster.nodes["n1"], cluster.nodes["n2"]
+        ann = await n1.login("ann")
+        await greeted(ann)
+        ann.write("bob", "hello")
+        ann.write("cat", "other")
+        await ann.until(lambda ann: len(ann.receipts) == 2)
+        row, other = await n1.store.search(RowFilter())
+        reader = "bob"
+        if comes_back == "told":
+            ann.leave()
+            await trio.sleep(1)
+            await n1.work.settlement.bury([row])
+            reader = "ann"
+        await trio.sleep(2)
+        assert row.envelope.key not in n1.work.mailboxes.items
+        n1.store.before_read, n1.store.before_commit = 0.3, 0.5
+        await n2.login(reader, half_open=True)
+        await trio.sleep(0.1)
+        n1.work.ledger.put([Step(other.envelope.order, 0, 0)])
+        keys = (row.envelope.key,)
+        n2.bus.publish(n1.name, [Acked(n2.name, keys) if comes_back == "acked" else Told(n2.name, keys, GIVEN_UP)])
+        await trio.sleep(3)
+        (row,) = [row for row in await n1.store.search(RowFilter()) if row.envelope.recipient == "bob"]
+        assert (row.rank, row.told) == ((ACKED, ACKED) if comes_back == "acked" else (GIVEN_UP, GIVEN_UP))
 
 
 async def test_only_the_recipient_can_ack(autojump_clock: object) -> None:
@@ -349,6 +381,23 @@ async def test_a_full_disk_refuses_and_recovers(autojump_clock: object) -> None:
         ann.write("bob", "3")
         await ann.until(lambda ann: len(ann.told) == 2)
         assert "2" not in bob.texts
+
+
+async def test_a_full_disk_is_logged_when_it_begins_and_when_it_is_over(autojump_clock: object) -> None:
+    """Not for each send that it refuses: the log may be on that disk."""
+    async with open_cluster("n1") as cluster:
+        n1 = cluster.nodes["n1"]
+        ann = await n1.login("ann")
+        await greeted(ann)
+        with structlog.testing.capture_logs() as logs:
+            n1.store.writable = False
+            for number in range(20):
+                ann.write("bob", str(number))
+                await trio.sleep(0.1)
+            n1.store.writable = True
+            ann.write("bob", "at last")
+            await ann.until(lambda ann: ann.receipts[-1].status == 200)
+        assert [log["event"] for log in logs] == ["store.add_fails", "store.add_works_again"]
 
 
 async def test_an_outcome_that_cannot_be_written_is_written_when_there_is_room(autojump_clock: object) -> None:

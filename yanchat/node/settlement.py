@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from yanchat.model import ACKED, GIVEN_UP, OPEN, Key, Node, Row, Step
 from yanchat.node.hub import Session
 from yanchat.node.ledger import Ledger
+from yanchat.node.mailbox import Item
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.serving import Serving
 from yanchat.ports import Bus, Clock, Outbox
@@ -63,34 +64,43 @@ class Settlement:
 
     async def _settle(self, keys: Sequence[Key], rank: int) -> int:
         """Raise rows to a rank: those in memory first there, the others first on disk. How many rose."""
-        now, items = self._clock.wall(), self._mailboxes.items
-        found = [items[key] for key in keys if key in items]
-        steps = [item.step() for item in found if self._mailboxes.settled(item, rank, now)]
-        self._ledger.put(steps)
-        if len(found) == len(keys):
-            return len(steps)
-        await self._ledger.flushed()
-        rest = [key for key in keys if key not in items]
-        rows = await self._outbox.settle(rest, rank=rank, told=OPEN, at=now)
+        now = self._clock.wall()
+        rose, rest = await self._in_memory(keys, lambda item: self._mailboxes.settled(item, rank, now))
+        rows = await self._outbox.settle(rest, rank=rank, told=OPEN, at=now) if rest else []
         for row in rows:
             self._mailboxes.followed(row, rank, now)
-        return len(steps) + len(rows)
+        return rose + len(rows)
 
     async def _tell(self, keys: Sequence[Key], rank: int) -> int:
         """The senders know this rank of these rows. Of how many they did not before."""
         now, items = self._clock.wall(), self._mailboxes.items
-        found = [items[key] for key in keys if key in items]
-        steps = [item.step(told_at=now) for item in found if self._mailboxes.told(item, rank)]
-        self._ledger.put(steps)
-        if len(found) == len(keys):
-            return len(steps)
-        await self._ledger.flushed()
-        rows = await self._outbox.settle([key for key in keys if key not in items], rank=OPEN, told=rank, at=now)
+        rose, rest = await self._in_memory(keys, lambda item: self._mailboxes.told(item, rank), told_at=now)
+        rows = await self._outbox.settle(rest, rank=OPEN, told=rank, at=now) if rest else []
         for row in rows:
             item = items.get(row.envelope.key)
             if item is not None:  # read into memory meanwhile
                 self._mailboxes.told(item, rank)
-        return len(steps) + len(rows)
+        return rose + len(rows)
+
+    async def _in_memory(
+        self, keys: Sequence[Key], rise: Callable[[Item], bool], told_at: int = 0
+    ) -> tuple[int, list[Key]]:
+        """Let rows in memory rise: how many did, and which are on disk alone, where all is written by then."""
+        items, rose = self._mailboxes.items, 0
+
+        def go(keys: Sequence[Key]) -> list[Key]:
+            nonlocal rose
+            here, rest = [items[key] for key in keys if key in items], [key for key in keys if key not in items]
+            steps = [item.step(told_at) for item in here if rise(item)]
+            self._ledger.put(steps)
+            rose += len(steps)
+            return rest
+
+        rest = go(keys)
+        if rest:
+            await self._ledger.flushed()
+            rest = go(rest)  # some may have been read into memory meanwhile
+        return rose, rest
 
     def arrived(self, keys: Sequence[Key]) -> None:
         """A recipient's node has handed these to his sessions."""

@@ -21,6 +21,8 @@ class MemoryStore(Outbox, Inbox):
 
     def __init__(self, store_id: str) -> None:
         self.store_id = store_id
+        self.before_read = 0.0
+        """Seconds that reading takes."""
         self.before_commit = 0.0
         """Seconds that a write takes before its commit; cancelled there, it leaves nothing."""
         self.after_commit = 0.0
@@ -47,7 +49,7 @@ class MemoryStore(Outbox, Inbox):
         return result
 
     async def _read(self, work: Callable[[], R]) -> R:
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.before_read)
         if not self.readable:
             raise StoreUnavailable("The store cannot be read now; check the disk.")
         return work()
