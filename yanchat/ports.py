@@ -205,7 +205,8 @@ class Outbox(ABC):
     async def add(self, messages: Sequence[Sequence[Envelope]], *, notify: bool = True) -> list[list[bool]]:
         """Store messages durably, each with all of its recipients. For each row: was it news?
 
-        When it returns, all of it is on disk. A (message id, recipient) that is there stays as it is.
+        When it returns, all of it is on disk. A (message id, recipient) that is there stays as it is. A request whose
+        recipient has acked it here, when another node had accepted it, is no news: it is stored as done and told.
         With `notify` false the sender wants no notice.
         """
 

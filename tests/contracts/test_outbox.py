@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from tests.contracts.backends import Store, Table
-from tests.contracts.examples import ANN, BOB, CID, DAY, message, order_at
+from tests.contracts.examples import ANN, BOB, CID, DAY, THERE, acked, message, order_at
 from yanchat.errors import StoreUnavailable
 from yanchat.model import ACKED, GIVEN_UP, OPEN, Envelope, MessageId, Row, Step, Totals
 from yanchat.ports import RowFilter, Waiting
@@ -51,6 +51,18 @@ async def test_a_request_repeated_for_more_recipients_is_news_for_those(store: S
 
 async def test_one_request_with_two_texts_makes_two_messages(store: Store) -> None:
     assert await store.add([message(1, request="r", text="a"), message(2, request="r", text="b")]) == [[True], [True]]
+
+
+@pytest.mark.parametrize("notify", [True, False])
+async def test_a_request_that_was_acked_here_for_another_node_is_no_news(store: Store, notify: bool) -> None:
+    """It is the same message, whichever node accepts it: who has acked it does not get it again."""
+    for_bob, for_cid = message(1, BOB, CID, request="r-1")
+    await store.ack([acked(for_bob, THERE, at=7)])
+    assert await store.add([[for_bob, for_cid], [for_bob]], notify=notify) == [[False, True], [False]]
+    assert await only(store, for_bob) == Row(for_bob, ACKED, ACKED, settled_at=7)
+    assert await store.waiting() == [Waiting(ANN, CID, 1)]
+    assert await store.totals() == Totals(pending=1, delivered=1, expired=0, untold=0)
+    assert await store.add([[for_bob]]) == [[False]]
 
 
 async def test_a_message_is_stored_for_each_of_its_recipients(store: Store) -> None:

@@ -90,6 +90,24 @@ async def test_a_request_repeated_on_another_node_is_the_same_message(autojump_c
             assert row.state == "delivered"
 
 
+async def test_a_request_repeated_on_its_recipients_node_is_the_same_message(autojump_clock: object) -> None:
+    """He has acked it there for another node: he does not get it again, and its sender hears so."""
+    async with open_cluster("n1", "n2") as cluster:
+        ann, bob = await cluster.nodes["n1"].login("ann"), await cluster.nodes["n2"].login("bob")
+        await greeted(ann, bob)
+        ann.write("bob", "hello", "r-1")
+        await ann.until(lambda ann: len(ann.told) == 1)
+        await trio.sleep(5)
+        ann.leave()
+        ann = await cluster.nodes["n2"].login("ann")
+        await greeted(ann)
+        ann.write("bob", "hello", "r-1")
+        await ann.until(lambda ann: [status for *_, status in ann.told] == [200])
+        await trio.sleep(100)
+        assert len(ann.told) == len(ann.receipts) == 1
+        assert bob.texts == ["hello"]
+
+
 async def test_a_request_repeated_after_its_end_is_answered_and_told_again(autojump_clock: object) -> None:
     """A sender that has forgotten what became of it asks by repeating; its recipient hears nothing of that."""
     async with open_cluster("n1", "n2") as cluster:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from yanchat.errors import StoreUnavailable
 from yanchat.model import ACKED, GIVEN_UP, OPEN, AckEntry, Envelope, Key, MessageId, OpenId, Row, Step, Totals
 from yanchat.ports import Inbox, Outbox, RowFilter, Tray, Waiting
+from yanchat.protocol.ids import order_from_message_id
 
 R = TypeVar("R")
 
@@ -71,13 +72,16 @@ class MemoryStore(Outbox, Inbox):
         for message in messages:
             news.append([])
             for envelope in message:
-                new = envelope.key not in self._orders and envelope.key not in orders
-                news[-1].append(new)
-                if not new:
+                if envelope.key in self._orders or envelope.key in orders:
+                    news[-1].append(False)
                     continue
+                acked = None if order_from_message_id(envelope.message_id) else self._inbox.get(envelope.key)
+                news[-1].append(acked is None)
                 if envelope.order in self._rows or envelope.order in rows:
                     raise StoreUnavailable(f"The order {envelope.order:x} was given twice; this is a bug of the node.")
                 rows[envelope.order] = Row(envelope, told=told)
+                if acked is not None:
+                    rows[envelope.order] = Row(envelope, ACKED, ACKED, settled_at=acked[1].at)
                 orders[envelope.key] = envelope.order
         self._rows |= rows
         self._orders |= orders

@@ -5,13 +5,13 @@ A batch is a few `executemany`, whatever its size: how many statements a row tak
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import apsw
 
 from yanchat.backends.sqlite.database import Database
-from yanchat.model import ACKED, AckEntry, Envelope, Key, MessageId, Node, OpenId, Row, Step, Totals
+from yanchat.model import ACKED, OPEN, AckEntry, Envelope, Key, MessageId, Node, OpenId, Row, Step, Totals
 from yanchat.protocol.frames import MAX_RECIPIENTS
 from yanchat.protocol.ids import order_from_message_id
 
@@ -19,7 +19,7 @@ COLUMNS: Final = (
     "ord, message_id, recipient, sender, sender_name, request_id, text, file_type, accepted_at,"
     " rank, told, attempts, sent_at, arrived_at, settled_at, told_at, moved_at, adopted_at"
 )
-_ADD = f"INSERT INTO outbox ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,0,?,0,0,0,0,0,0,0)"
+_ADD = f"INSERT INTO outbox ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,0,0,0,?,0,0,0)"
 _STEP = """UPDATE outbox SET settled_at = CASE WHEN ?2 > rank THEN ?7 ELSE settled_at END,
  rank = max(rank, ?2), told_at = CASE WHEN ?3 > told THEN ?8 ELSE told_at END, told = max(told, ?3),
  attempts = max(attempts, ?4), sent_at = CASE WHEN sent_at = 0 THEN ?5 ELSE sent_at END,
@@ -40,27 +40,39 @@ Counter = Literal["added", "adopted", "moved", "given_up_purged", "last_purged",
 def add(db: Database, messages: Sequence[Sequence[Envelope]], told: int) -> list[list[bool]]:
     """Store what is not there yet. For each: was it news?"""
     envelopes = [envelope for message in messages for envelope in message]
+    acked = _acked_here(db, envelopes)
     try:
         with db.connection:
-            _insert(db, envelopes, told)
-        return [[True] * len(message) for message in messages]
+            _insert(db, envelopes, told, acked)
+        return [[envelope.key not in acked for envelope in message] for message in messages]
     except apsw.ConstraintError:  # something is there, which is rare: only now is it asked what
         there = find(db, [envelope.key for envelope in envelopes])
     fresh: dict[Key, Envelope] = {}
     for envelope in envelopes:
         if envelope.key not in there:
             fresh.setdefault(envelope.key, envelope)
-    _insert(db, fresh.values(), told)
+    _insert(db, fresh.values(), told, acked)
+    for key in acked:
+        fresh.pop(key, None)
     return [[fresh.pop(envelope.key, None) is not None for envelope in message] for message in messages]
 
 
-def _insert(db: Database, envelopes: Collection[Envelope], told: int) -> None:
+def _acked_here(db: Database, envelopes: Iterable[Envelope]) -> dict[Key, int]:
+    """When users here acked these same messages, which then came from another node: only a request can be repeated."""
+    sql = "SELECT message_id, recipient, acked_at FROM inbox WHERE message_id = ? AND recipient = ?"
+    repeatable = [envelope.key for envelope in envelopes if not order_from_message_id(envelope.message_id)]
+    found = db.executemany(sql, [(bytes.fromhex(message_id), user) for message_id, user in repeatable])
+    return {(MessageId(blob.hex()), OpenId(user)): at for blob, user, at in found}
+
+
+def _insert(db: Database, envelopes: Collection[Envelope], told: int, acked: Mapping[Key, int]) -> None:
     values, ids = [], []
     for one in envelopes:
         blob = bytes.fromhex(one.message_id)
         first, end = orders_of(one.message_id)
         if not first <= one.order < end:
             ids.append((blob, one.recipient, one.order))
+        done = one.key in acked
         values.append(
             (
                 one.order,
@@ -72,7 +84,9 @@ def _insert(db: Database, envelopes: Collection[Envelope], told: int) -> None:
                 one.text,
                 one.file_type,
                 one.accepted_at,
-                told,
+                ACKED if done else OPEN,
+                ACKED if done else told,
+                acked[one.key] if done else 0,
             )
         )
     db.executemany("INSERT INTO ids VALUES (?, ?, ?)", ids).fetchall()
