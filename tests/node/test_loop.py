@@ -228,6 +228,27 @@ async def test_messages_wait_for_an_absent_user_in_order(there: str, autojump_cl
         assert cluster.nodes["n1"].work.mailboxes.items == {}
 
 
+async def test_a_look_at_everybody_holds_up_nobody(autojump_clock: object) -> None:
+    """Once a minute all who are waited for are looked at; a message to somebody who is there does not wait for them."""
+    async with open_cluster("n1") as cluster:
+        n1 = cluster.nodes["n1"]
+        ann, bob = await n1.login("ann"), await n1.login("bob")
+        await greeted(ann, bob)
+        for n in range(50):
+            ann.write(",".join(f"away-{n}-{m}" for m in range(100)), "hello")
+        await ann.until(lambda ann: len(ann.receipts) == 50)
+        await trio.sleep(30)
+        n1.registry.takes = 0.2
+        n1.work.mailboxes.look_at_all()
+        await trio.sleep(0.01)
+        ann.write("bob", "hello")
+        await bob.until(lambda bob: bob.texts == ["hello"], within=2)
+        n1.registry.takes = 0.001
+        await trio.sleep(10)
+        assert set(n1.work.mailboxes.awaited.values()) == {True}
+        assert n1.work.mailboxes.boxes == {}
+
+
 async def test_a_second_device_gets_what_is_open_and_the_first_ack_settles(autojump_clock: object) -> None:
     """Both devices of a user get the message; one ack is enough; a later device gets nothing of it."""
     async with open_cluster("n1", "n2") as cluster:

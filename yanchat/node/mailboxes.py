@@ -18,6 +18,8 @@ from yanchat.telemetry import Counters
 
 ROUND = 1000
 """Users looked at together."""
+AT_LEISURE = 100
+"""Users looked at in passing, with those of a round for whom something has changed."""
 GRACE = 1.0
 """Seconds in flight without an ack after which a row counts as not arrived: its user is awaited."""
 
@@ -32,6 +34,8 @@ class Mailboxes:
         self.awaited: dict[OpenId, bool] = {}
         """Users for whom rows are on disk alone, or in whose pending set we stand (True)."""
         self._nudged: dict[OpenId, None] = {}
+        self._later: dict[OpenId, None] = {}
+        """Who is looked at only because everybody is: nobody for whom something has changed waits for all of them."""
         self._wake = trio.Event()
 
     # -- nudges --------------------------------------------------------------------------------------------------------
@@ -44,13 +48,16 @@ class Mailboxes:
     async def nudged(self) -> dict[OpenId, None]:
         """Wait for nudges and take them, a bounded number at a time."""
         await self._wake.wait()
-        if len(self._nudged) <= ROUND:
-            self._wake = trio.Event()
-            nudged, self._nudged = self._nudged, {}
-            return nudged
-        nudged = dict.fromkeys(islice(self._nudged, ROUND))
+        nudged, self._nudged = _take(self._nudged, ROUND)
         for openid in nudged:
-            del self._nudged[openid]
+            self._later.pop(openid, None)
+        later, self._later = _take(self._later, AT_LEISURE)
+        for openid in later:
+            if self.holds(openid):
+                self.box(openid)
+                nudged[openid] = None
+        if not self._nudged and not self._later:
+            self._wake = trio.Event()
         return nudged
 
     def is_nudged(self, openid: OpenId) -> bool:
@@ -110,11 +117,9 @@ class Mailboxes:
 
     def look_at_all(self) -> None:
         """Look at everybody with anything open; the registry may not know any more that we stand in a pending set."""
-        for openid in list(self.awaited):
-            self.awaited[openid] = False
-            self.box(openid)
-        for openid in self.boxes:
-            self.nudge(openid)
+        self.awaited = dict.fromkeys(self.awaited, False)
+        self._later = dict.fromkeys((*self.boxes, *self.awaited))
+        self._wake.set()
 
     def replay(self, keys: Sequence[Key]) -> int:
         """Push these open rows again, now; how many were in flight. The others go when their turn comes."""
@@ -215,3 +220,13 @@ class Mailboxes:
         for item in box.items():
             self.items.pop(item.key, None)
         del self.boxes[box.openid]
+
+
+def _take(users: dict[OpenId, None], most: int) -> tuple[dict[OpenId, None], dict[OpenId, None]]:
+    """The first of them, and the others."""
+    if len(users) <= most:
+        return users, {}
+    taken = dict.fromkeys(islice(users, most))
+    for openid in taken:
+        del users[openid]
+    return taken, users
