@@ -48,6 +48,24 @@ def test_a_file_system_without_a_shared_log_is_refused() -> None:
         Database(Path(":memory:"), SCHEMA, full=True)
 
 
+@pytest.mark.parametrize("name", ["a.db", "a.db-wal"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_committed_to_a_file_that_is_not_there_any_more(
+    db: Database, path: Path, name: str, replaced: bool
+) -> None:
+    """It would be gone with the process. What was there can still be read."""
+    insert(db)
+    file = path.with_name(name)
+    kept = file.rename(path.with_name("kept"))
+    if replaced:
+        file.write_bytes(kept.read_bytes())
+    with pytest.raises(StoreUnavailable, match="removed or replaced"):
+        insert(db)
+    assert db.execute("SELECT count(*) FROM t").fetchall() == [(1,)]
+    kept.replace(file)
+    insert(db)
+
+
 def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:
     path.write_bytes(b"not a database" * 1000)
     with pytest.raises(StoreUnavailable, match=r"a\.db cannot be opened: .+ Check the disk"):

@@ -49,7 +49,7 @@ async def test_a_directory_that_goes_away_is_not_called_a_full_disk(tmp_path: Pa
     directory.mkdir()
     async with open_store(directory / "a.db", disk_reserve=1) as store:
         directory.rename(tmp_path / "away")
-        with pytest.raises(StoreUnavailable, match="No such file or directory"):
+        with pytest.raises(StoreUnavailable, match="was removed or replaced"):
             await store.add([message(1)])
 
 

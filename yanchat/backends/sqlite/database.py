@@ -37,7 +37,8 @@ class Database:
             raise self._cannot_open(error) from error
         try:
             self._set_up(schema, full)
-        except apsw.Error as error:
+            self._files = {name: os.stat(name).st_ino for name in (path, path.with_name(f"{path.name}-wal"))}
+        except (apsw.Error, OSError) as error:
             self.connection.close()
             raise self._cannot_open(error) from error
         except StoreUnavailable:
@@ -79,12 +80,14 @@ class Database:
         if now != value:
             raise StoreUnavailable(f"SQLite keeps {name} at {now!r}, not {value!r}; put the state on a local disk.")
 
-    def _cannot_open(self, error: apsw.Error) -> StoreUnavailable:
+    def _cannot_open(self, error: Exception) -> StoreUnavailable:
         return StoreUnavailable(f"{self.path} cannot be opened: {error}. Check the disk and the file's owner.")
 
     # -- what a lane asks ----------------------------------------------------------------------------------------------
     def begin(self, writes: bool) -> None:
         """With `writes` the lock is taken at once: an upgrade on the way would fail whatever the timeout."""
+        if writes:
+            self._assert_in_place()
         self.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     def apart(self, work: Callable[[Database], R]) -> R:
@@ -104,6 +107,16 @@ class Database:
         self.execute("COMMIT")
         if self._log_pages >= CHECKPOINT_PAGES:
             self._checkpoint()
+
+    def _assert_in_place(self) -> None:
+        """What is committed to a file that somebody has removed or replaced is gone when it is closed."""
+        for path, inode in self._files.items():
+            try:
+                there = os.stat(path).st_ino == inode
+            except FileNotFoundError:
+                there = False
+            if not there:
+                raise StoreUnavailable(f"{path} was removed or replaced while it was in use; start the node again.")
 
     def _assert_transaction(self) -> None:
         """A full disk makes SQLite roll back by itself; what is run after that would be on its own."""
