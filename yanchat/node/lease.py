@@ -8,8 +8,9 @@ import structlog
 import trio
 from msgspec.structs import replace
 
-from yanchat.errors import RegistryUnavailable
+from yanchat.errors import AddressTaken, RegistryUnavailable
 from yanchat.model import Node, NodeRecord
+from yanchat.names import slug
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.ports import Bus, Clock, Registry
 from yanchat.telemetry import Counters
@@ -55,6 +56,7 @@ class Lease:
     async def _beat(self) -> None:
         now = self._clock.monotonic()
         if not self.joined.is_set():
+            await self._check_slug()
             await self._join()
             await self._reap([self._record.node])  # what an earlier life left behind
             self.joined.set()
@@ -68,6 +70,13 @@ class Lease:
             self._again(now)
         self._epoch = epoch
         await self._look_around()
+
+    async def _check_slug(self) -> None:
+        """Topics and directories go by the slug: two live nodes with one would read each other's records."""
+        for other in await self._registry.nodes():
+            own = self._record.node
+            if other.state != "dead" and other.node != own and slug(other.node) == slug(own):
+                raise AddressTaken(f"{own} cannot be told from {other.node}, a live node; choose another --advertise.")
 
     async def _join(self) -> None:
         await self._registry.join(self._record)
