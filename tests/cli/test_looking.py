@@ -144,9 +144,10 @@ def test_a_node_that_has_left_is_known_by_its_directory(node: RunningNode) -> No
 
 def test_a_node_that_hangs_is_named_and_the_others_answer(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds up nobody for long."""
-    monkeypatch.setattr("yanchat.admin.client.ASKED", 1.0)
     with RunningNode(node.state) as second:
         accept(node, "bob", "hi")
+        quick("outbox", "--json", state=node.state)  # the first question loads what answers it
+        monkeypatch.setattr("yanchat.admin.client.ASKED", 4.0)
         second.pause()
         done = quick("outbox", "--json", state=node.state)
         second.resume()
