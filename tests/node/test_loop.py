@@ -12,6 +12,7 @@ from tests.node.cluster import Client, is_push, open_cluster, pushes
 from yanchat.config import LimitSettings, RedeliverySettings
 from yanchat.model import ACKED, GIVEN_UP, Node, OpenId, Step
 from yanchat.ports import RowFilter
+from yanchat.protocol import client_frames
 from yanchat.protocol.client_frames import Settled
 from yanchat.protocol.records import Acked, Told
 
@@ -226,6 +227,25 @@ async def test_messages_wait_for_an_absent_user_in_order(there: str, autojump_cl
         await trio.sleep(100)
         assert cluster.registry.pending[OpenId("bob")] == set()
         assert cluster.nodes["n1"].work.mailboxes.items == {}
+
+
+@pytest.mark.parametrize(("size", "most"), [(60_000, 9), (10, 256)])
+async def test_a_client_is_read_no_more_when_as_much_waits_as_may(size: int, most: int, autojump_clock: object) -> None:
+    """However slow the disk is, a client with large texts holds no more memory than its answers may take."""
+    async with open_cluster("n1") as cluster:
+        n1 = cluster.nodes["n1"]
+        ann = await n1.login("ann")
+        await greeted(ann)
+        n1.store.before_commit = 1.0
+        frame = client_frames.send(("bob",), "x" * size, 0, None).encode()
+        sent = 1
+        while ann.session.receive(frame):
+            sent += 1
+        assert sent == most
+        assert ann.session.paused
+        await ann.until(lambda ann: len(ann.receipts) == sent)
+        assert not ann.session.paused
+        assert ann.session.receive(frame)
 
 
 async def test_a_look_at_everybody_holds_up_nobody(autojump_clock: object) -> None:

@@ -13,6 +13,9 @@ from yanchat.protocol.ids import openid_of
 from yanchat.protocol.session import Conversation
 
 UNACKED_REMEMBERED = 1024
+INFLIGHT_BYTES = 512 * 1024
+"""Of the texts that wait for their answers, which repeat them; then a client is read no more. Half an outgoing buffer:
+a client that sends all it may before it reads any answer is not too slow."""
 
 NoticeKey = tuple[MessageId, OpenId, int]
 """Message id, recipient, rank: a 200 after a 410 is another notice."""
@@ -56,6 +59,7 @@ class Session:
         "_waiting",
         "conversation",
         "inflight",
+        "inflight_bytes",
         "name_json",
         "open",
         "outlet",
@@ -72,7 +76,7 @@ class Session:
         self.record, self.outlet, self.conversation, self._ears = record, outlet, conversation, ears
         self.name_json = frames.json_text(record.user_name)
         self.open, self.ready, self.paused = True, False, False
-        self.inflight = 0
+        self.inflight = self.inflight_bytes = 0
         self.unacked: dict[MessageId, tuple[Node, ...]] = {}
         self.untold: dict[NoticeKey, tuple[Node, ...]] = {}
         self.untold_since = 0.0
@@ -107,18 +111,20 @@ class Session:
             self._ears.ended(self)
 
     # -- called by the node --------------------------------------------------------------------------------------------
-    def expect(self, most: int) -> bool:
+    def expect(self, most: int, size: int = 0) -> bool:
         """One more frame of the client waits for its answer; false when as many do as may: nothing is read then."""
         self.inflight += 1
-        if self.inflight >= most:
+        self.inflight_bytes += size
+        if self.inflight >= most or self.inflight_bytes >= INFLIGHT_BYTES:
             self.paused = True
         return not self.paused
 
-    def answer(self, frame: bytes, most: int) -> None:
+    def answer(self, frame: bytes, most: int, size: int = 0) -> None:
         """Answer one of the frames that wait; when half of them are answered, it goes on."""
         self.outlet.send(frame)
         self.inflight -= 1
-        if self.paused and self.inflight <= most // 2:
+        self.inflight_bytes -= size
+        if self.paused and self.inflight <= most // 2 and self.inflight_bytes <= INFLIGHT_BYTES // 2:
             self.paused = False
             self.outlet.resume()
 

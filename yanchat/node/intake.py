@@ -29,6 +29,12 @@ class _Waiting:
     def __init__(self, session: Session, send: Send | None, envelopes: list[Envelope], refusal: Refusal | None) -> None:
         self.session, self.send, self.envelopes, self.refusal = session, send, envelopes, refusal
 
+    @property
+    def size(self) -> int:
+        """Of the text that the answer repeats."""
+        said = self.send or self.refusal
+        return len(said.text) if said is not None else 0
+
 
 class Intake:
     """Takes what sessions submit; `run` stores it batch by batch and answers in the order of submission."""
@@ -90,7 +96,7 @@ class Intake:
         self._queue.append(waiting)
         self._submitted += 1
         self._wake.set()
-        return waiting.session.expect(self._inflight)
+        return waiting.session.expect(self._inflight, waiting.size)
 
     async def run(self) -> None:
         """Store what is queued, as long as the node lives."""
@@ -130,7 +136,7 @@ class Intake:
         accepted: list[Envelope] = []
         for waiting in batch:
             session = waiting.session
-            session.answer(self._answer(waiting, failed, date), self._inflight)
+            session.answer(self._answer(waiting, failed, date), self._inflight, waiting.size)
             if waiting.refusal is not None and waiting.refusal.hang_up:
                 session.outlet.close(1008, "three frames in a row were not understood")
             if waiting.envelopes:
