@@ -144,14 +144,14 @@ def test_a_node_that_has_left_is_known_by_its_directory(node: RunningNode) -> No
 
 def test_a_node_that_hangs_is_named_and_the_others_answer(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds up nobody for long."""
+    accept(node, "bob", "hi")  # before there is a second node that could take it
     with RunningNode(node.state) as second:
-        accept(node, "bob", "hi")
         quick("outbox", "--json", state=node.state)  # the first question loads what answers it
         monkeypatch.setattr("yanchat.admin.client.ASKED", 4.0)
         second.pause()
         done = quick("outbox", "--json", state=node.state)
         second.resume()
-    assert [row["to"] for row in json.loads(done.stdout)] == ["bob"]
+    assert [row["to"] for row in json.loads(done.stdout)] == ["bob"], done.stderr
     assert f"{slug(second.node)}/admin.sock does not answer" in done.stderr
 
 
