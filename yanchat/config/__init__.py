@@ -35,6 +35,10 @@ class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """IANA name; for the `date` of frames."""
     insecure: bool = False
     """Allow auth mode none on an address that is not loopback."""
+    reuse_port: bool = False
+    """Share the listen address with other nodes of this machine; the kernel spreads the clients (SO_REUSEPORT)."""
+    drain: Duration = 10.0
+    """Over how many seconds the clients of a stopping node are sent away, in jittered waves."""
 
 
 class RedisSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,8 +74,35 @@ class KafkaSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Any setting of librdkafka but those that carry our promises."""
 
 
+Algorithm = Literal["HS256", "RS256", "ES256", "EdDSA"]
+
+
 class AuthSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    mode: Literal["none"] = "none"
+    mode: Literal["none", "jwt"] = "none"
+    algorithms: tuple[Algorithm, ...] = ("HS256",)
+    key_file: str = ""
+    """HS256: the secret; else a public key in PEM form."""
+    jwks_file: str = ""
+    """A JSON Web Key Set (RFC 7517); the token's `kid` says which key."""
+    audience: str = ""
+    issuer: str = ""
+    leeway: Duration = 30.0
+    """How far the clocks of who mints tokens and of this node may be apart."""
+
+
+class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Both or none; PEM files, the chain in the first."""
+
+    cert_file: str = ""
+    key_file: str = ""
+
+
+class ProxySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whom to believe about a client's address."""
+
+    trusted: tuple[str, ...] = ()
+    """Addresses and networks of proxies, as "10.0.0.0/8"."""
+    header: Literal["x-forwarded-for", "proxy-protocol"] = "x-forwarded-for"
 
 
 class OriginSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,6 +126,12 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections_per_address: Count = 10_000
     messages_per_second: Rate = 2000.0
     bytes_per_second: Rate = 16.0 * MiB
+    user_messages_per_second: Rate = 0.0
+    """Of all connections of one user to this node together; so are the bytes."""
+    user_bytes_per_second: Rate = 0.0
+    address_messages_per_second: Rate = 0.0
+    """Of all connections from one address to this node together; so are the bytes."""
+    address_bytes_per_second: Rate = 0.0
     pending_per_sender: Count = 100_000
     pending_per_pair: Count = 10_000
     pending_per_recipient: Count = 50_000
@@ -113,9 +150,25 @@ class RedeliverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     keep: Duration = 15 * DAY
 
 
+class AdminSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Admin HTTP over TCP, besides the Unix socket in the node's directory."""
+
+    listen: str = ""
+    """`host:port`; empty: the Unix socket only."""
+    advertise: str = ""
+    """`host:port` under which other machines reach it; empty: the listen address."""
+    token_file: str = ""
+    """The bearer token that TCP asks for; the same on all nodes that are to be asked together."""
+
+
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["auto", "console", "json"] = "auto"
     level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class TracingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    otel: bool = False
+    """Spans through OpenTelemetry (the extra `otel`), whose own variables OTEL_… say where to."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,7 +178,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     redis: RedisSettings = RedisSettings()
     kafka: KafkaSettings = KafkaSettings()
     auth: AuthSettings = AuthSettings()
+    tls: TlsSettings = TlsSettings()
     origins: OriginSettings = OriginSettings()
+    proxy: ProxySettings = ProxySettings()
     limits: LimitSettings = LimitSettings()
     redelivery: RedeliverySettings = RedeliverySettings()
+    admin: AdminSettings = AdminSettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
