@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 from msgspec.structs import replace
 
+from yanchat.backends.sqlite.counters import count, count_state
 from yanchat.backends.sqlite.database import Database
-from yanchat.backends.sqlite.rows import COLUMNS, count, find, orders_of, record
+from yanchat.backends.sqlite.rows import COLUMNS, find, orders_of, record
 from yanchat.model import ACKED, Key, Row, Step
 
 MOVABLE: Final = f"""NOT INDEXED WHERE ord > ? AND moved_at = 0 AND NOT (rank = {ACKED} AND told = {ACKED})
@@ -37,17 +39,19 @@ def adopt(db: Database, rows: Sequence[Row], at: int) -> list[Row]:
             continue
         record(db, [_step(known.envelope.order, one)])
         if known.moved_at:
-            _take_back(db, known.envelope.order, at)
-            here.update(find(db, [key]))
+            here[key] = _take_back(db, key, known.envelope.order, at)
             came.append(here[key])
     return came
 
 
 def moved(db: Database, keys: Sequence[Key], at: int) -> None:
     """Mark rows that are not marked yet."""
-    orders = [one.envelope.order for one in find(db, keys).values() if not one.moved_at]
-    db.executemany("UPDATE outbox SET moved_at = ? WHERE ord = ?", ((at, order) for order in orders)).fetchall()
-    count(db, "moved", len(orders))
+    going = [one for one in find(db, keys).values() if not one.moved_at]
+    marks = ((at, one.envelope.order) for one in going)
+    db.executemany("UPDATE outbox SET moved_at = ? WHERE ord = ?", marks).fetchall()
+    for rank, rows in Counter(one.rank for one in going).items():
+        count_state(db, rank, -rows)
+    count(db, "moved", len(going))
 
 
 def _free(db: Database, order: int) -> int:
@@ -85,11 +89,15 @@ def _insert(db: Database, one: Row) -> None:
         ),
     )
     count(db, "adopted", 1)
+    count_state(db, one.rank, 1)
 
 
-def _take_back(db: Database, order: int, at: int) -> None:
+def _take_back(db: Database, key: Key, order: int, at: int) -> Row:
     db.execute("UPDATE outbox SET moved_at = 0, adopted_at = ? WHERE ord = ?", (at, order))
+    (row,) = find(db, [key]).values()
     count(db, "moved", -1)
+    count_state(db, row.rank, 1)
+    return row
 
 
 def _step(order: int, one: Row) -> Step:

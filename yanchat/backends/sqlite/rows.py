@@ -1,4 +1,4 @@
-"""The statements on the message table: rows, acks, counters. Each function runs inside a transaction of the lane.
+"""The statements on the message table: rows and acks. Each function runs inside a transaction of the lane.
 
 A batch is a few `executemany`, whatever its size: how many statements a row takes decides what a message costs.
 """
@@ -6,12 +6,13 @@ A batch is a few `executemany`, whatever its size: how many statements a row tak
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import apsw
 
+from yanchat.backends.sqlite.counters import count, count_rises, counter, keep_highest
 from yanchat.backends.sqlite.database import Database
-from yanchat.model import ACKED, OPEN, AckEntry, Envelope, Key, MessageId, Node, OpenId, Row, Step, Totals
+from yanchat.model import ACKED, OPEN, AckEntry, Envelope, Key, MessageId, Node, OpenId, Row, Step
 from yanchat.protocol.frames import MAX_RECIPIENTS
 from yanchat.protocol.ids import order_from_message_id
 
@@ -32,8 +33,6 @@ _KNOWN = f"""SELECT EXISTS (SELECT 1 FROM inbox WHERE message_id = ?1 AND recipi
 _RECIPIENTS = """SELECT recipient, ord, rank FROM outbox WHERE ord >= ?2 AND ord < ?3 AND message_id = ?1
  AND moved_at = 0 UNION
  SELECT o.recipient, o.ord, o.rank FROM ids i JOIN outbox o ON o.ord = i.ord WHERE i.message_id = ?1 AND moved_at = 0"""
-
-Counter = Literal["added", "adopted", "moved", "given_up_purged", "last_purged", "place", "published"]
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -92,9 +91,11 @@ def _insert(db: Database, envelopes: Collection[Envelope], told: int, acked: Map
     db.executemany("INSERT INTO ids VALUES (?, ?, ?)", ids).fetchall()
     db.executemany(_ADD, values).fetchall()
     count(db, "added", len(values))
+    count(db, "delivered", sum(one.key in acked for one in envelopes))
 
 
-def record(db: Database, steps: Iterable[Step]) -> None:
+def record(db: Database, steps: Sequence[Step]) -> None:
+    count_rises(db, steps)
     values = (
         (
             step.order,
@@ -115,7 +116,7 @@ def settle(db: Database, keys: Sequence[Key], rank: int, told: int, at: int) -> 
     """Raise rank and told; the rows of which either rose, as they were before."""
     found = [one for one in find(db, keys).values() if not one.moved_at]
     rose = [one for one in found if rank > one.rank or told > one.told]
-    record(db, (Step(one.envelope.order, rank, told, settled_at=at, told_at=at) for one in rose))
+    record(db, [Step(one.envelope.order, rank, told, settled_at=at, told_at=at) for one in rose])
     return rose
 
 
@@ -145,19 +146,6 @@ def recipients(db: Database, message_id: MessageId) -> tuple[dict[OpenId, int], 
     return {user: order for user, order, _ in rows}, sorted(acked)
 
 
-def totals(db: Database) -> Totals:
-    """From counters and the small indexes: nobody counts the whole table."""
-
-    def rows(index: str, where: str) -> int:
-        ((number,),) = db.execute(f"SELECT count(*) FROM outbox INDEXED BY {index} WHERE {where} AND moved_at = 0")
-        return int(number)
-
-    pending, untold = rows("open_messages", "rank = 0"), rows("untold_notices", "rank > told")
-    expired = rows("given_up", "rank = 1") + counter(db, "given_up_purged")
-    moved, adopted = counter(db, "moved"), counter(db, "adopted")
-    return Totals(pending, counter(db, "added") + adopted - pending - expired - moved, expired, untold, moved, adopted)
-
-
 def purge(db: Database, before: int, limit: int) -> int:
     """Remove the oldest rows that are done or moved, then the oldest acks; how many went."""
     done: list[tuple[Any, ...]] = db.execute(
@@ -169,7 +157,9 @@ def purge(db: Database, before: int, limit: int) -> int:
         ids = ((blob, user) for _, blob, user, *_ in done)
         db.executemany("DELETE FROM ids WHERE message_id = ? AND recipient = ?", ids).fetchall()
         db.executemany("DELETE FROM outbox WHERE ord = ?", ((order,) for order, *_ in done)).fetchall()
+        count(db, "delivered_purged", sum(rank == ACKED and not moved_at for *_, rank, moved_at in done))
         count(db, "given_up_purged", sum(rank != ACKED and not moved_at for *_, rank, moved_at in done))
+        count(db, "moved_purged", sum(moved_at > 0 for *_, moved_at in done))
         keep_highest(db, "last_purged", done[-1][0])
     acks = db.execute(  # the oldest are looked at and no more: there is no index by time
         "DELETE FROM inbox WHERE place IN (SELECT place FROM (SELECT place, acked_at FROM inbox ORDER BY place LIMIT ?)"
@@ -227,24 +217,6 @@ def unsent(db: Database, after: int, limit: int) -> list[tuple[int, AckEntry]]:
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
-def counter(db: Database, name: Counter) -> int:
-    found = db.execute("SELECT value FROM counters WHERE name = ?", (name,)).fetchone()
-    return int(found[0]) if found else 0
-
-
-def count(db: Database, name: Counter, by: int) -> None:
-    if by:
-        db.execute(
-            "INSERT INTO counters VALUES (?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value", (name, by)
-        )
-
-
-def keep_highest(db: Database, name: Counter, value: int) -> None:
-    db.execute(
-        "INSERT INTO counters VALUES (?, ?) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)", (name, value)
-    )
-
-
 def mark(db: Database, name: str, value: int) -> int:
     """Keep the highest; the one before."""
     found = db.execute("SELECT value FROM marks WHERE name = ?", (name,)).fetchone()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from yanchat import failpoint
 from yanchat.backends.lane import Lane
-from yanchat.backends.sqlite import adoption, rows
+from yanchat.backends.sqlite import adoption, counters, rows
 from yanchat.backends.sqlite.database import Database
 from yanchat.backends.sqlite.search import search
 from yanchat.errors import StoreUnavailable
@@ -40,7 +40,7 @@ async def open_store(path: Path, disk_reserve: int = 0) -> AsyncIterator[Store]:
     await lane.open()
     try:
         store = Store(lane, disk_reserve)
-        store.store_id = await lane.run(_store_id)
+        store.store_id = await lane.run(_begin)
         yield store
     finally:
         await lane.close()
@@ -103,7 +103,7 @@ class Store(Outbox, Inbox):
         await self._lane.run(lambda db: adoption.moved(db, keys, at))
 
     async def totals(self) -> Totals:
-        return await self._read(rows.totals)
+        return await self._read(counters.totals)
 
     async def purge(self, before: int, limit: int) -> int:
         return await self._lane.run(lambda db: rows.purge(db, before, limit))
@@ -144,7 +144,7 @@ class Store(Outbox, Inbox):
         return await self._read(lambda db: rows.unsent(db, after, limit))
 
     async def published(self, place: int) -> None:
-        await self._lane.run(lambda db: rows.keep_highest(db, "published", place), lazy=True)
+        await self._lane.run(lambda db: counters.keep_highest(db, "published", place), lazy=True)
 
     def _check_room(self, db: Database) -> None:
         if self._reserve and db.free_bytes() < self._reserve:
@@ -158,7 +158,8 @@ class Store(Outbox, Inbox):
         return await self._read(lambda db: [rows.row(columns) for columns in db.execute(sql, values)])
 
 
-def _store_id(db: Database) -> str:
+def _begin(db: Database) -> str:
+    counters.begin(db)
     db.execute("INSERT OR IGNORE INTO meta VALUES ('store', ?)", (secrets.token_hex(16),))
     ((store_id,),) = db.execute("SELECT value FROM meta WHERE name = 'store'")
     return str(store_id)
