@@ -6,10 +6,11 @@ Each error names the file and line, the variable or the option, the key, and wha
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -25,6 +26,10 @@ _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86
 _SIZE_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6}
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\s\[\]]+):\d{1,5}")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/?#\s,A-Z]+")
+CREDENTIALS: Final = "${CREDENTIALS_DIRECTORY}/"
+"""What the path of a file may begin with: the directory of the service manager's credentials (systemd.exec(5)). Where
+the variable is not set, as in a person's shell, it stays as it is, and whoever needs the file says so."""
 
 _FLAGS: Final = {
     ("redis", "url"): "--redis",
@@ -61,6 +66,7 @@ def load(file: Path | None, environment: Mapping[str, str], options: Options) ->
             where = _FLAGS.get((section, key), f"--{key.replace('_', '-')}")
             values.setdefault(section, {})[key] = _convert(section, key, value, where)
             origins[section, key] = where
+    _expand(values, environment.get("CREDENTIALS_DIRECTORY", ""))
     sections = {field.name: field.type for field in msgspec.structs.fields(Settings)}
     settings = Settings(**{name: sections[name](**keys) for name, keys in values.items()})
     _check(settings, origins)
@@ -138,6 +144,13 @@ def _variables() -> list[str]:
     return [f"{PREFIX}{section}_{key}".upper() for section in Settings.__struct_fields__ for key in fields_of(section)]
 
 
+def _expand(values: dict[str, dict[str, Any]], credentials: str) -> None:
+    for keys in values.values():
+        for key, value in keys.items():
+            if credentials and key.endswith("_file") and value.startswith(CREDENTIALS):
+                keys[key] = str(Path(credentials, value.removeprefix(CREDENTIALS)))
+
+
 def _convert(section: str, key: str, value: Any, where: str) -> Any:
     field = fields_of(section)[key]
     info = msgspec.inspect.type_info(field.type)
@@ -147,14 +160,15 @@ def _convert(section: str, key: str, value: Any, where: str) -> Any:
             value = parse_duration(value)
         elif unit == "size":
             value = parse_size(value)
-        elif isinstance(value, str) and field.type == tuple[str, ...]:
+        elif isinstance(value, str) and typing.get_origin(field.type) is tuple:
             value = [part.strip() for part in value.split(",") if part.strip()]
         return msgspec.convert(value, field.type, strict=not isinstance(value, str))
     except msgspec.ValidationError:
         reason = f"it must be {_allowed(field.type)}"
     except ValueError as error:
         reason = str(error)
-    raise ConfigError(f"{where}: {section}.{key} = {value!r} is not possible: {reason}.") from None
+    shown = "" if isinstance(value, dict) else f" = {value!r}"  # there may be a password among them
+    raise ConfigError(f"{where}: {section}.{key}{shown} is not possible: {reason}.") from None
 
 
 def _allowed(kind: Any) -> str:
@@ -162,7 +176,9 @@ def _allowed(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return " or ".join(repr(value) for value in typing.get_args(kind))
     if typing.get_origin(kind) is dict:
-        return "a table of its own in the file"
+        return "a table of its own in the file, of texts, numbers, true and false"
+    if typing.get_origin(kind) is tuple and typing.get_origin(typing.get_args(kind)[0]) is Literal:
+        return "a list out of " + ", ".join(repr(value) for value in typing.get_args(typing.get_args(kind)[0]))
     bare, *metas = typing.get_args(kind) if typing.get_origin(kind) is typing.Annotated else (kind,)
     least = next((meta.ge for meta in metas if meta.ge is not None), None)
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -246,10 +262,36 @@ def _check(settings: Settings, origins: Mapping[tuple[str, str], str]) -> None:
         address = getattr(settings.node, key)
         if (address or key == "listen") and not _HOST_PORT.fullmatch(address):
             raise wrong("node", key, f"= {address!r} is not HOST:PORT, as 127.0.0.1:8084 is.")
+    _check_security(settings, wrong)
     try:
         _zone(settings.node.time_zone)
     except (KeyError, ValueError):
         raise wrong("node", "time_zone", "is not the name of a time zone, as Asia/Shanghai or UTC are.") from None
+
+
+def _check_security(settings: Settings, wrong: Callable[[str, str, str], ConfigError]) -> None:
+    """Tokens, TLS, origins and proxies. What the files hold is looked at by whoever opens them."""
+    auth, tls = settings.auth, settings.tls
+    if auth.mode == "jwt":
+        if not auth.algorithms:
+            raise wrong("auth", "algorithms", "is empty; name those that tokens may have, as HS256.")
+        if bool(auth.key_file) == bool(auth.jwks_file):
+            raise wrong("auth", "mode", "= 'jwt' needs keys: set either auth.key_file or auth.jwks_file.")
+    if bool(tls.cert_file) != bool(tls.key_file):
+        given, missing = ("cert_file", "key_file") if tls.cert_file else ("key_file", "cert_file")
+        raise wrong("tls", given, f"is not enough; set tls.{missing}, too.")
+    for origin in settings.origins.allow:
+        if not _ORIGIN.fullmatch(origin):
+            raise wrong(
+                "origins",
+                "allow",
+                f"has {origin!r}; write origins in lower case and without a path, as https://chat.example.org.",
+            )
+    for network in settings.proxy.trusted:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
+            raise wrong("proxy", "trusted", f"has {network!r}; write addresses and networks as 10.0.0.0/8.") from None
 
 
 def _zone(name: str) -> None:
