@@ -108,6 +108,13 @@ class Registry(ABC):
     async def epoch(self) -> str:
         """Changes when what was written may have been lost (another server answers)."""
 
+    def lanes(self) -> Mapping[str, float]:
+        """Seconds for which each thread of the driver has not come back from its library, by name; 0 while it waits.
+
+        Infinite when it has died. What shares a thread with another port may leave it to that one to say.
+        """
+        return {}
+
     # -- for a person; no node asks this
     @abstractmethod
     async def contradictions(self) -> list[Contradiction]:
@@ -163,6 +170,10 @@ class Bus(ABC):
     @abstractmethod
     async def flush(self) -> None:
         """Wait until everything published so far is stored or given up; callers bound it with a timeout."""
+
+    def lanes(self) -> Mapping[str, float]:
+        """As `Registry.lanes`."""
+        return {}
 
 
 Tray = Literal["messages", "notices"]
@@ -284,6 +295,10 @@ class Outbox(ABC):
     @abstractmethod
     def healthy(self) -> bool:
         """Whether the last write went through."""
+
+    def lanes(self) -> Mapping[str, float]:
+        """As `Registry.lanes`."""
+        return {}
 
 
 class Inbox(ABC):

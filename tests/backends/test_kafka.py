@@ -400,3 +400,12 @@ async def test_a_long_text_fits_into_a_record(kafka_brokers: str, prefix: str) -
     async with open_bus(wanted, HERE, 1 << 20, Counters()) as bus, bus.subscribe("message") as batches:
         bus.publish(HERE, [push])
         assert await take(batches, 1) == [push]
+
+
+async def test_the_threads_of_the_bus_are_known_by_name(kafka_brokers: str, prefix: str) -> None:
+    """A watchdog that stops says which of them is stuck: the producer's, and one for each topic."""
+    async with opened(settings(kafka_brokers, prefix)) as bus, bus.subscribe("message"), bus.subscribe("ack"):
+        producer, *topics = sorted(bus.lanes(), key=lambda name: prefix in name)
+    assert producer == "kafka-producer"
+    assert len(topics) == 2
+    assert all(name.startswith(f"kafka {prefix}") for name in topics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -249,3 +250,37 @@ async def test_what_opening_raises_comes_out_of_open() -> None:
     with pytest.raises(StoreUnavailable, match="no such file"):
         await Lane("test", make).open()
     assert "test" not in [thread.name for thread in threading.enumerate()]
+
+
+# -- whether it lives --------------------------------------------------------------------------------------------------
+async def until(true: Callable[[], bool]) -> None:
+    with trio.fail_after(10):
+        while not true():
+            await trio.sleep(0.005)
+
+
+async def test_a_lane_is_silent_for_as_long_as_its_batch_takes(lane: Lane[Tape]) -> None:
+    """A watchdog learns of a stuck driver without asking it; a lane that waits for work is not silent."""
+    assert lane.silent == 0
+    async with Held(lane):
+        await until(lambda: lane.silent > 0.02)
+        before = lane.silent
+        await until(lambda: lane.silent > before)
+    await lane.run(put(1))
+    await until(lambda: lane.silent == 0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_lane_whose_thread_has_died_is_silent_for_ever() -> None:
+    class Fatal(Tape):
+        def map_error(self, error: Exception) -> Exception:
+            raise SystemExit  # as whatever ends a thread
+
+    driver = Fatal()
+    driver.fails.add("commit")
+    lane = Lane("test", lambda: driver)
+    await lane.open()
+    with trio.move_on_after(0.05):
+        await lane.run(put(1))
+    await until(lambda: lane.silent == math.inf)
+    await lane.close()

@@ -6,6 +6,7 @@ order in which it was queued. No driver is known here.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -63,6 +64,8 @@ class Lane(Generic[D]):
         self._closing = False
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread: threading.Thread | None = None
+        self._began = 0.0
+        """When the batch under way was taken; 0 between batches."""
         self.last_ok = True
         """Whether the last batch that writes went through, without StoreUnavailable for any of its jobs."""
 
@@ -111,6 +114,14 @@ class Lane(Generic[D]):
         result: R = await trio.lowlevel.wait_task_rescheduled(abort)
         return result
 
+    @property
+    def silent(self) -> float:
+        """Seconds that the batch under way has taken; 0 when there is none, infinite when the thread has died."""
+        began = self._began
+        if self._thread is not None and not self._thread.is_alive() and not self._closing:
+            return math.inf
+        return time.monotonic() - began if began else 0.0
+
     # -- the thread --------------------------------------------------------------------------------------------------
     def _serve(self, tell: Callable[[outcome.Outcome[None]], None]) -> None:
         try:
@@ -123,7 +134,9 @@ class Lane(Generic[D]):
         while going:
             jobs, going = self._take()
             if jobs:
+                self._began = time.monotonic()
                 self._batch(driver, jobs)
+                self._began = 0.0
                 self._soon(_complete, jobs)
         driver.close()
 

@@ -32,6 +32,7 @@ class KafkaBus(Bus):
         self._settings, self._node, self._counters = settings, node, counters
         self._client = f"yanchat-{names.slug(node)}"
         self._topics = Topics(settings, admin_config(settings, self._client), largest)
+        self._incoming: list[Incoming] = []
         self.outgoing = Outgoing(producer_config(settings, self._client, largest), self._count)
 
     def _count(self, _: str) -> None:
@@ -56,10 +57,12 @@ class KafkaBus(Bus):
     async def subscribe(self, topic: Topic) -> AsyncIterator[AsyncIterator[Batch]]:
         config = self._reader(self._node)
         incoming = Incoming(self._name(topic, self._node), config, self._topics, self._counters)
+        self._incoming.append(incoming)
         try:
             await incoming.assigned()
             yield incoming
         finally:
+            self._incoming.remove(incoming)
             await incoming.close()
 
     async def read(self, node: Node, topic: Topic) -> list[Record]:
@@ -71,6 +74,9 @@ class KafkaBus(Bus):
 
     async def flush(self) -> None:
         await self.outgoing.idle()
+
+    def lanes(self) -> dict[str, float]:
+        return {"kafka-producer": self.outgoing.silent, **{topic.name: topic.silent for topic in self._incoming}}
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ begin is asked before the assignment and again after an error, for a broker that
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -70,7 +71,10 @@ class Incoming(AsyncIterator[Batch]):
         self._token = trio.lowlevel.current_trio_token()
         self._send, self._receive = trio.open_memory_channel[KafkaBatch | Exception](AHEAD + 2)
         self._first: KafkaBatch | Exception | None = None
-        self._thread = threading.Thread(target=self._serve, name=f"kafka {topic}", daemon=True)
+        self._beat = time.monotonic()
+        """When the thread last came round; 0 while it waits for the loop to take what it has read."""
+        self.name = f"kafka {topic}"
+        self._thread = threading.Thread(target=self._serve, name=self.name, daemon=True)
         self._thread.start()
 
     async def assigned(self) -> None:
@@ -101,10 +105,19 @@ class Incoming(AsyncIterator[Batch]):
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._thread.join, CLOSED_WITHIN)
 
+    @property
+    def silent(self) -> float:
+        """Seconds since the thread last came round; infinite when it has died."""
+        if self._closing or not self._thread.is_alive():
+            return 0.0 if self._closing else math.inf
+        beat = self._beat
+        return time.monotonic() - beat if beat else 0.0
+
     # -- the thread ----------------------------------------------------------------------------------------------------
     def _serve(self) -> None:
         fatal = 0
         while not self._closing:
+            self._beat = time.monotonic()
             try:
                 self._assign()
                 self._read()
@@ -148,6 +161,7 @@ class Incoming(AsyncIterator[Batch]):
 
     def _read(self) -> None:
         while not self._closing:
+            self._beat = 0.0
             self._room.acquire()
             try:
                 messages = self._poll()
@@ -162,6 +176,7 @@ class Incoming(AsyncIterator[Batch]):
     def _poll(self) -> list[Message]:
         """What is there; the first is waited for, for the others nobody waits."""
         while not self._closing:
+            self._beat = time.monotonic()
             self._store()
             first = self._consumer.poll(POLL_SECONDS)
             if self._lost is not None:

@@ -6,6 +6,7 @@ other, `run` raises BusUnavailable.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -53,6 +54,7 @@ class Outgoing:
         self._fatal_at: deque[float] = deque(maxlen=FATAL_AT_MOST)
         self._given_up: Exception | None = None
         self._token = trio.lowlevel.current_trio_token()
+        self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._poll, name="kafka-producer", daemon=True)
         self._thread.start()
 
@@ -120,10 +122,16 @@ class Outgoing:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._thread.join)
 
+    @property
+    def silent(self) -> float:
+        """Seconds since the thread last came round; infinite when it has died."""
+        return time.monotonic() - self._beat if self._thread.is_alive() or self._closing else math.inf
+
     # -- the thread ----------------------------------------------------------------------------------------------------
     def _poll(self) -> None:
         try:
             while not (self._closing or self._given_up):
+                self._beat = time.monotonic()
                 self._poll_once()
         except Exception as error:
             self._given_up = error

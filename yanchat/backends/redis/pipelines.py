@@ -7,7 +7,9 @@ callers with one wake-up of the trio loop. Whoever needs an order awaits the fir
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -74,6 +76,8 @@ class Pipelines:
         self._closing = False
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread = threading.Thread(target=self._serve, name="registry", daemon=True)
+        self._began = 0.0
+        """When the round under way began; 0 between rounds."""
 
     def open(self) -> None:
         """Start the thread; connects to nothing yet."""
@@ -104,16 +108,26 @@ class Pipelines:
         result: R = await trio.lowlevel.wait_task_rescheduled(abort)
         return result
 
+    @property
+    def silent(self) -> float:
+        """Seconds that the round under way has taken; 0 when there is none, infinite when the thread has died."""
+        began = self._began
+        if self._token is not None and not self._thread.is_alive() and not self._closing:
+            return math.inf
+        return time.monotonic() - began if began else 0.0
+
     # -- the thread ----------------------------------------------------------------------------------------------------
     def _serve(self) -> None:
         running: list[_Job] = []
         while True:
+            self._began = 0.0
             with self._wake:
                 while not (self._queue or running or self._closing):
                     self._wake.wait()
                 new, self._queue = [job for job in self._queue if job.task is not None], []
             if self._closing and not (new or running):
                 break
+            self._began = time.monotonic()
             for job in new:
                 job.begin()
             running += new

@@ -50,7 +50,8 @@ class RedisRegistry(Registry):
     """Made by `open_registry`."""
 
     def __init__(self, pipelines: Pipelines, connection: Connection, prefix: str, lease: float) -> None:
-        self._ask, self._connection, self._lease = pipelines.ask, connection, lease
+        self._pipelines, self._ask = pipelines, pipelines.ask
+        self._connection, self._lease = connection, lease
         self._node_key = partial(names.node_key, prefix=prefix)
         self._sessions_key = partial(names.node_sessions_key, prefix=prefix)
         self._user_key = partial(names.user_key, prefix=prefix)
@@ -254,6 +255,9 @@ class RedisRegistry(Registry):
     def _epoch(self) -> Rounds[str]:
         yield []
         return run_ids(self._connection.client)
+
+    def lanes(self) -> dict[str, float]:
+        return {"registry": self._pipelines.silent}
 
     async def contradictions(self) -> list[Contradiction]:
         return await self._ask(self._inspection.look())

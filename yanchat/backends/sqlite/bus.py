@@ -181,6 +181,9 @@ class SqliteBus(Bus):
     async def flush(self) -> None:
         await self._idle.wait()
 
+    def lanes(self) -> dict[str, float]:
+        return {"cluster": self._lane.silent}
+
     def close(self) -> None:
         self._bell.close()
 

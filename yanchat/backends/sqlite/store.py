@@ -117,6 +117,9 @@ class Store(Outbox, Inbox):
     def healthy(self) -> bool:
         return self._lane.last_ok
 
+    def lanes(self) -> dict[str, float]:
+        return {"store": self._lane.silent}
+
     # -- inbox ---------------------------------------------------------------------------------------------------------
     async def known(self, keys: Sequence[Key]) -> list[bool]:
         return await self._read(lambda db: rows.known(db, keys))
