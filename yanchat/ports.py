@@ -28,6 +28,7 @@ from yanchat.model import (
     Step,
     Totals,
 )
+from yanchat.protocol.books import Account, Held, HeldAck, Story
 from yanchat.protocol.records import Record, Topic
 
 
@@ -212,6 +213,9 @@ class Outbox(ABC):
     store_id: str
     """Random, made with the store, never changes."""
 
+    books: Books
+    """The same table, for who audits it."""
+
     @abstractmethod
     async def add(self, messages: Sequence[Sequence[Envelope]], *, notify: bool = True) -> list[list[bool]]:
         """Store messages durably, each with all of its recipients. For each row: was it news?
@@ -326,3 +330,30 @@ class Inbox(ABC):
     @abstractmethod
     async def published(self, place: int) -> None:
         """All acks up to this place have left for their origins."""
+
+
+class Books(ABC):
+    """What a person asks who wants to know what became of messages: it is only read, and holds up no message.
+
+    StoreUnavailable when the table cannot be read.
+    """
+
+    @abstractmethod
+    async def story(self, message_id: MessageId) -> Story:
+        """All that is known of one message: rows in the order of acceptance, then acks."""
+
+    @abstractmethod
+    async def requested(self, sender: OpenId, request_id: str, limit: int) -> list[MessageId]:
+        """The messages that this user sent under this request id, the oldest first; looks through the whole table."""
+
+    @abstractmethod
+    async def account(self, since: int = 0) -> Account:
+        """What was counted and what is there, at one instant; with `since` (ms) only rows accepted from then on."""
+
+    @abstractmethod
+    async def held(self, after: int, since: int, limit: int) -> list[Held]:
+        """Rows behind the order `after` and accepted since (ms), in the order of acceptance."""
+
+    @abstractmethod
+    async def held_acks(self, after: int, since: int, limit: int) -> list[HeldAck]:
+        """Acks behind the place `after` and recorded since (ms), oldest first."""

@@ -9,6 +9,7 @@ from typing import TypeVar
 import trio
 from msgspec.structs import replace
 
+from yanchat.backends.memory.books import MemoryBooks
 from yanchat.errors import StoreUnavailable
 from yanchat.model import ACKED, GIVEN_UP, OPEN, AckEntry, Envelope, Key, MessageId, OpenId, Row, Step, Totals
 from yanchat.ports import Inbox, Outbox, RowFilter, Tray, Waiting
@@ -33,11 +34,12 @@ class MemoryStore(Outbox, Inbox):
         self._wrote = True
         self._rows: dict[int, Row] = {}
         self._orders: dict[Key, int] = {}
-        self._inbox: dict[Key, tuple[int, AckEntry]] = {}
+        self.inbox: dict[Key, tuple[int, AckEntry]] = {}
         self._marks: dict[str, int] = {}
-        self._purged: Counter[int] = Counter()
-        self._moved = self._adopted = 0
-        self._last_order = self._place = self._published = 0
+        self.purged: Counter[int] = Counter()
+        self.moved_ever = self.adopted_ever = self.last_purged = self.published_to = 0
+        self._last_order = self._place = 0
+        self.books = MemoryBooks(self)
 
     async def _write(self, work: Callable[[], R]) -> R:
         await trio.sleep(self.before_commit)
@@ -61,6 +63,10 @@ class MemoryStore(Outbox, Inbox):
 
         return await self._read(work)
 
+    async def all_rows(self) -> list[Row]:
+        """In the order of acceptance."""
+        return await self._select(lambda _: True, len(self._rows))
+
     # -- outbox --------------------------------------------------------------------------------------------------------
     async def add(self, messages: Sequence[Sequence[Envelope]], *, notify: bool = True) -> list[list[bool]]:
         return await self._write(lambda: self._add(messages, OPEN if notify else ACKED))
@@ -75,7 +81,7 @@ class MemoryStore(Outbox, Inbox):
                 if envelope.key in self._orders or envelope.key in orders:
                     news[-1].append(False)
                     continue
-                acked = None if order_from_message_id(envelope.message_id) else self._inbox.get(envelope.key)
+                acked = None if order_from_message_id(envelope.message_id) else self.inbox.get(envelope.key)
                 news[-1].append(acked is None)
                 if envelope.order in self._rows or envelope.order in rows:
                     raise StoreUnavailable(f"The order {envelope.order:x} was given twice; this is a bug of the node.")
@@ -184,14 +190,14 @@ class MemoryStore(Outbox, Inbox):
                     new = replace(row, envelope=replace(row.envelope, order=order), moved_at=0, adopted_at=at)
                     self._rows[order], self._orders[new.envelope.key] = new, order
                     self._last_order = max(self._last_order, order)
-                    self._adopted += 1
+                    self.adopted_ever += 1
                     came.append(new)
                     continue
                 self._step(_step(known.envelope.order, row))
                 if known.moved_at:
                     order_here = known.envelope.order
                     self._rows[order_here] = replace(self._rows[order_here], moved_at=0, adopted_at=at)
-                    self._moved -= 1
+                    self.moved_ever -= 1
                     came.append(self._rows[order_here])
             return came
 
@@ -203,15 +209,15 @@ class MemoryStore(Outbox, Inbox):
                 row = self._find(key)
                 if row is not None and not row.moved_at:
                     self._rows[row.envelope.order] = replace(row, moved_at=at)
-                    self._moved += 1
+                    self.moved_ever += 1
 
         await self._write(work)
 
     async def totals(self) -> Totals:
         def work() -> Totals:
-            ranks = self._purged + Counter(row.rank for row in self._rows.values() if not row.moved_at)
+            ranks = self.purged + Counter(row.rank for row in self._rows.values() if not row.moved_at)
             untold = sum(map(_untold, self._rows.values()))
-            return Totals(ranks[OPEN], ranks[ACKED], ranks[GIVEN_UP], untold, self._moved, self._adopted)
+            return Totals(ranks[OPEN], ranks[ACKED], ranks[GIVEN_UP], untold, self.moved_ever, self.adopted_ever)
 
         return await self._read(work)
 
@@ -225,11 +231,12 @@ class MemoryStore(Outbox, Inbox):
             for order in done:
                 row = self._rows.pop(order)
                 del self._orders[row.envelope.key]
-                self._purged[row.rank] += not row.moved_at
-            acks = sorted((place, key) for key, (place, entry) in self._inbox.items() if entry.at < before)
+                self.purged[row.rank] += not row.moved_at
+                self.last_purged = max(self.last_purged, order)
+            acks = sorted((place, key) for key, (place, entry) in self.inbox.items() if entry.at < before)
             acks = acks[: limit - len(done)]
             for _, key in acks:
-                del self._inbox[key]
+                del self.inbox[key]
             return len(done) + len(acks)
 
         return await self._write(work)
@@ -252,7 +259,7 @@ class MemoryStore(Outbox, Inbox):
     async def known(self, keys: Sequence[Key]) -> list[bool]:
         def acked(key: Key) -> bool:
             row = self._find(key)
-            return key in self._inbox or (row is not None and row.rank == ACKED)
+            return key in self.inbox or (row is not None and row.rank == ACKED)
 
         return await self._read(lambda: list(map(acked, keys)))
 
@@ -263,31 +270,31 @@ class MemoryStore(Outbox, Inbox):
         self._step(Step(entry.order, ACKED, attempts=entry.attempts, sent_at=entry.sent_at, settled_at=entry.at))
         if not entry.origins:
             return 0
-        _, before = self._inbox.get(entry.key, (0, entry))
+        _, before = self.inbox.get(entry.key, (0, entry))
         origins = tuple(sorted({*entry.origins, *before.origins}))
         self._place += 1
-        self._inbox[entry.key] = self._place, AckEntry(entry.key, origins, at=entry.at)
+        self.inbox[entry.key] = self._place, AckEntry(entry.key, origins, at=entry.at)
         return self._place
 
     async def recipients(self, message_id: MessageId) -> tuple[dict[OpenId, int], list[OpenId]]:
         def work() -> tuple[dict[OpenId, int], list[OpenId]]:
             rows = [row for row in self._rows.values() if row.envelope.message_id == message_id and not row.moved_at]
             acked = {row.envelope.recipient for row in rows if row.rank == ACKED}
-            acked |= {user for found, user in self._inbox if found == message_id}
+            acked |= {user for found, user in self.inbox if found == message_id}
             return {row.envelope.recipient: row.envelope.order for row in rows}, sorted(acked)
 
         return await self._read(work)
 
     async def unsent(self, after: int, limit: int) -> list[tuple[int, AckEntry]]:
         def work() -> list[tuple[int, AckEntry]]:
-            found = [(place, entry) for place, entry in self._inbox.values() if place > max(after, self._published)]
+            found = [(place, entry) for place, entry in self.inbox.values() if place > max(after, self.published_to)]
             return sorted(found, key=lambda one: one[0])[:limit]
 
         return await self._read(work)
 
     async def published(self, place: int) -> None:
         def work() -> None:
-            self._published = max(self._published, place)
+            self.published_to = max(self.published_to, place)
 
         await self._write(work)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from yanchat import failpoint
 from yanchat.backends.lane import Lane
 from yanchat.backends.sqlite import adoption, counters, rows
+from yanchat.backends.sqlite.books import FileBooks
 from yanchat.backends.sqlite.database import Database
 from yanchat.backends.sqlite.search import search
 from yanchat.errors import StoreUnavailable
@@ -40,6 +41,7 @@ async def open_store(path: Path, disk_reserve: int = 0) -> AsyncIterator[Store]:
     await lane.open()
     try:
         store = Store(lane, disk_reserve)
+        store.books = FileBooks(path)
         store.store_id = await lane.run(_begin)
         yield store
     finally:
