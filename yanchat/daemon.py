@@ -20,7 +20,9 @@ import structlog
 import trio
 
 from yanchat import __version__, failpoint
+from yanchat.admin.control import Control
 from yanchat.admin.server import serve_admin
+from yanchat.admin.tcp import Tcp, open_tcp
 from yanchat.backends import open_backends
 from yanchat.backends.sqlite.store import Store, open_store
 from yanchat.config import Settings
@@ -52,7 +54,7 @@ async def serve(settings: Settings, state: Path, ready: Callable[[str], None]) -
     rng = random.Random()  # noqa: S311 - it names and spreads; nothing is secret
     offset = trio.current_time() - time.perf_counter()  # trio's own clock, without asking trio each time
     clock = Clock(lambda: time.time_ns() // 1_000_000, lambda: time.perf_counter() + offset, rng)
-    with _listener(settings) as listener:
+    with _listener(settings) as listener, open_tcp(settings.admin) as tcp:
         node = _name(settings, listener)
         directory = node_directory(state, node)
         taken = f"Another process serves as {node} out of {directory}, or moves its messages to another node; stop it,"
@@ -65,11 +67,28 @@ async def serve(settings: Settings, state: Path, ready: Callable[[str], None]) -
             ):
                 opening.done = True
                 incarnation = f"{rng.getrandbits(64):016x}"
-                record = NodeRecord(node, incarnation, store.store_id, f"ws://{node}/ws", clock.wall(), __version__)
+                record = NodeRecord(
+                    node,
+                    incarnation,
+                    store.store_id,
+                    f"ws://{node}/ws",
+                    clock.wall(),
+                    __version__,
+                    admin="" if tcp is None else tcp.address,
+                )
                 work = await assemble(record, settings, store, store, registry, bus, clock, counters)
                 admission = Admission(settings.limits, settings.origins.allow, trusting, allow_descriptors())
                 edge = Edge([listener], work.reception, admission, settings.limits, clock.monotonic)
-                await _run(work, edge, listener, record.url, directory / "admin.sock", store, ready, stopping)
+                control = Control(
+                    drain=stopping.set,
+                    reload=lambda: None,
+                    lanes=lambda: {**registry.lanes(), **bus.lanes(), **store.lanes()},
+                    connections=lambda: edge.connections,
+                    limits=lambda: settings.limits,
+                )
+                await _run(
+                    work, edge, listener, record.url, directory / "admin.sock", tcp, store, control, ready, stopping
+                )
 
 
 async def _run(
@@ -78,7 +97,9 @@ async def _run(
     listener: socket.socket,
     url: str,
     admin_socket: Path,
+    tcp: Tcp | None,
     store: Store,
+    control: Control,
     ready: Callable[[str], None],
     stopping: trio.Event,
 ) -> None:
@@ -90,7 +111,7 @@ async def _run(
                 listener.listen(4096)
                 nursery.start_soon(edge.run)
                 nursery.start_soon(edge.sweep)
-                await nursery.start(serve_admin, admin_socket, work, store)
+                await nursery.start(serve_admin, admin_socket, tcp, work, store, store, control)
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(*GARBAGE)

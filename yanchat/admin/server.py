@@ -1,4 +1,4 @@
-"""Serving the admin application on a Unix socket that only the node's own user may open."""
+"""Serving the admin application: on a Unix socket that only the node's own user may open, and on TCP by token."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from typing import Any
 
 import trio
 
+from yanchat.admin.control import Control
+from yanchat.admin.tcp import Tcp
 from yanchat.errors import ConfigError
 from yanchat.node.assembly import Assembly
-from yanchat.ports import Outbox
+from yanchat.ports import Inbox, Outbox
 
 LONGEST_SOCKET_PATH = 107
 
 
 async def serve_admin(
-    path: Path, work: Assembly, outbox: Outbox, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    path: Path,
+    tcp: Tcp | None,
+    work: Assembly,
+    outbox: Outbox,
+    inbox: Inbox,
+    control: Control,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; started when questions are taken. The path is over 107 bytes: ConfigError."""
     if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
@@ -33,18 +41,23 @@ async def serve_admin(
         listener.listen()
         task_status.started()
         try:
-            await _serve(listener, work, outbox)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_serve, listener, None, work, outbox, inbox, control)
+                if tcp is not None:
+                    nursery.start_soon(_serve, tcp.listener, tcp, work, outbox, inbox, control)
         finally:
             path.unlink(missing_ok=True)
 
 
 def _load() -> None:
     """Load the web libraries: they take longer than all the rest of a node's start."""
-    for name in ("hypercorn.trio", "yanchat.admin.app"):
+    for name in ("hypercorn.trio", "yanchat.admin.app", "yanchat.admin.guard"):
         importlib.import_module(name)
 
 
-async def _serve(listener: socket.socket, work: Assembly, outbox: Outbox) -> None:
+async def _serve(
+    listener: socket.socket, tcp: Tcp | None, work: Assembly, outbox: Outbox, inbox: Inbox, control: Control
+) -> None:
     # most nodes are never asked: nothing is loaded before somebody does, and clients are served meanwhile
     await trio.lowlevel.wait_readable(listener)
     await trio.to_thread.run_sync(_load)
@@ -52,16 +65,11 @@ async def _serve(listener: socket.socket, work: Assembly, outbox: Outbox) -> Non
     from hypercorn.trio import serve  # noqa: PLC0415
 
     from yanchat.admin.app import build_app  # noqa: PLC0415
+    from yanchat.admin.guard import Guard  # noqa: PLC0415
 
     config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
+    config.bind = [f"fd://{os.dup(listener.fileno())}"]
     config.errorlog = config.accesslog = None
     config.graceful_timeout = 1.0
-    app = build_app(work, outbox)
-
-    async def without_lifespan(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            raise NotImplementedError  # says, as ASGI has it, that there is nothing to start or to stop
-        await app(scope, receive, send)
-
-    await serve(without_lifespan, config, shutdown_trigger=trio.sleep_forever)
+    app: Any = Guard(build_app(work, outbox, inbox, control), tcp, control.limits)
+    await serve(app, config, shutdown_trigger=trio.sleep_forever)

@@ -1,0 +1,40 @@
+"""`/healthz` and `/readyz`: for a service manager, a load balancer, and a person at night."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from yanchat import __version__
+from yanchat.admin.answers import answer
+from yanchat.admin.control import Control
+from yanchat.node.assembly import Assembly
+from yanchat.ports import Outbox
+
+STUCK_AFTER: Final = 30.0
+"""Seconds after which a driver's thread that has not come back counts as wedged."""
+
+
+def health_routes(work: Assembly, outbox: Outbox, control: Control) -> list[Route]:
+    """The routes of one node."""
+
+    async def healthy(_: Request) -> Response:
+        """200 while the node can work at all, 503 with the reasons when it should be killed and started again."""
+        stuck = [lane for lane, seconds in control.lanes().items() if seconds > STUCK_AFTER]
+        reasons = [f"The thread of {lane} has not come back for over {STUCK_AFTER:.0f} s." for lane in stuck]
+        health = {"node": work.node, "version": __version__, "healthy": not reasons, "reasons": reasons}
+        return answer(health, 503 if reasons else 200)
+
+    async def ready(_: Request) -> Response:
+        """200 when clients are welcome, 503 with the reasons when another node should take them."""
+        reasons = [work.lease.trouble] if work.lease.trouble else []
+        if work.reception.draining:
+            reasons.append("This node is stopping.")
+        if not outbox.healthy():
+            reasons.append("The message table takes nothing now; look at the disk.")
+        return answer({"node": work.node, "ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+    return [Route("/healthz", healthy), Route("/readyz", ready)]
