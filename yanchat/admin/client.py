@@ -1,11 +1,14 @@
-"""An operator's questions to a running node, over its admin socket. Knows nothing of the node's own code."""
+"""An operator's questions to a running node: over its admin socket, or over TCP with the token of its cluster.
+
+Knows nothing of the node's own code.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httpx
 
@@ -16,37 +19,64 @@ ORDERED: Final = httpx.Timeout(30.0, connect=2.0)
 """What is ordered may take the node as long as it has messages."""
 
 
+class Remote(NamedTuple):
+    """Where a node of another machine answers (`NodeRecord.admin`), and the token that it asks for."""
+
+    address: str
+    token: str
+
+    def __str__(self) -> str:
+        return self.address
+
+    __repr__ = __str__  # a traceback shows no token
+
+
 class NotRunning(Unreachable):
     """Nothing serves the admin socket."""
 
 
 async def ask_node(
-    socket: Path, method: str, path: str, *, query: Mapping[str, str] | None = None, body: object = None
+    at: Path | Remote, method: str, path: str, *, query: Mapping[str, str] | None = None, body: object = None
 ) -> Any:
-    """Ask a running node over its admin socket; the JSON that it answers.
+    """Ask a running node over its admin socket, or at its admin address; the JSON that it answers.
 
-    Raises NotRunning, Unreachable (no answer in time), NotAllowed (another user's node), and what the node says.
+    Raises NotRunning, Unreachable (no answer in time), NotAllowed (another user's node, another token), and what the
+    node says.
     """
-    if not socket.exists():
-        raise NotRunning(f"No node serves {socket}; start it with `yanchat serve`.")
-    if not os.access(socket, os.R_OK | os.W_OK):
-        raise NotAllowed(f"{socket} belongs to another user; call this as the user that runs the node.")
-    transport = httpx.AsyncHTTPTransport(uds=str(socket))
+    headers = {}
+    if isinstance(at, Remote):
+        transport, base = httpx.AsyncHTTPTransport(), f"http://{at.address}"
+        headers["Authorization"] = f"Bearer {at.token}"
+        absent = f"Nothing answers at {at}, a node's admin address; see whether that node runs, and admin.listen."
+    else:
+        transport, base = httpx.AsyncHTTPTransport(uds=str(at)), "http://node"
+        absent = f"No node serves {at}; start it with `yanchat serve`."
+        if not at.exists():
+            raise NotRunning(absent)
+        if not os.access(at, os.R_OK | os.W_OK):
+            raise NotAllowed(f"{at} belongs to another user; call this as the user that runs the node.")
     timeout = ASKED if method == "GET" else ORDERED
     try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://node", timeout=timeout) as http:
+        async with httpx.AsyncClient(transport=transport, base_url=base, timeout=timeout, headers=headers) as http:
             response = await http.request(method, path, params=query, json=body)
-    except httpx.ConnectError:
-        raise NotRunning(f"No node serves {socket}; start it with `yanchat serve`.") from None
-    except httpx.TransportError as error:
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        raise NotRunning(absent) from None
+    except (httpx.TransportError, httpx.InvalidURL) as error:
         raise Unreachable(
-            f"The node behind {socket} does not answer ({str(error) or type(error).__name__}); see its log."
+            f"The node behind {at} does not answer ({str(error) or type(error).__name__}); see its log."
         ) from None
-    if response.is_success:
-        return response.json()
-    kinds = {400: UsageError, 404: NotFound, 503: StoreUnavailable}
+    return _heard(at, response)
+
+
+def _heard(at: Path | Remote, response: httpx.Response) -> Any:
     try:
-        sentence = str(response.json()["error"])
+        said = response.json()
+        if response.is_success:
+            return said
+        sentence = str(said["error"])
     except (ValueError, TypeError, KeyError):
-        sentence = f"The node behind {socket} answers with status {response.status_code}; see its log."
+        sentence = f"The node behind {at} answers with status {response.status_code}; see its log."
+    if response.status_code == 401:
+        raise NotAllowed(f"The node behind {at} has another token; admin.token_file must be the same on all nodes.")
+    kinds = {400: UsageError, 404: NotFound, 503: StoreUnavailable}
     raise kinds.get(response.status_code, YanchatError)(sentence)
