@@ -25,10 +25,8 @@ class Remote(NamedTuple):
     address: str
     token: str
 
-    def __str__(self) -> str:
-        return self.address
-
-    __repr__ = __str__  # a traceback shows no token
+    def __repr__(self) -> str:
+        return self.address  # no traceback shows the token
 
 
 class NotRunning(Unreachable):
@@ -38,7 +36,7 @@ class NotRunning(Unreachable):
 async def ask_node(
     at: Path | Remote, method: str, path: str, *, query: Mapping[str, str] | None = None, body: object = None
 ) -> Any:
-    """Ask a running node over its admin socket, or at its admin address; the JSON that it answers.
+    """Ask a running node over its admin socket, or at its admin address; the JSON, or the text, that it answers.
 
     Raises NotRunning, Unreachable (no answer in time), NotAllowed (another user's node, another token), and what the
     node says.
@@ -69,10 +67,11 @@ async def ask_node(
 
 
 def _heard(at: Path | Remote, response: httpx.Response) -> Any:
+    is_json = "json" in response.headers.get("content-type", "")
     try:
-        said = response.json()
         if response.is_success:
-            return said
+            return response.json() if is_json else response.text
+        said = response.json()
         sentence = str(said["error"])
     except (ValueError, TypeError, KeyError):
         sentence = f"The node behind {at} answers with status {response.status_code}; see its log."
