@@ -55,9 +55,9 @@ class Leftovers:
                 found.append(Leftover(topic, slug, waiting))
         return found
 
-    def remove(self, leftover: Leftover) -> bool:
+    def remove(self, leftover: Leftover, *, whatever_waits: bool = False) -> bool:
         """Remove the topic; False: something waits in it meanwhile. It may be gone already."""
-        if self._waiting(leftover.topic, leftover.slug):
+        if not whatever_waits and self._waiting(leftover.topic, leftover.slug):
             return False
         admin = make(AdminClient, admin_config(self._settings, _CLIENT))
         try:
