@@ -7,7 +7,7 @@ any await (the call then took effect or not, and may be repeated), and may be re
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from random import Random
 from typing import Literal, NamedTuple
@@ -217,12 +217,14 @@ class Outbox(ABC):
     """The same table, for who audits it."""
 
     @abstractmethod
-    async def add(self, messages: Sequence[Sequence[Envelope]], *, notify: bool = True) -> list[list[bool]]:
+    async def add(
+        self, messages: Sequence[Sequence[Envelope]], *, quiet: Collection[MessageId] = ()
+    ) -> list[list[bool]]:
         """Store messages durably, each with all of its recipients. For each row: was it news?
 
         When it returns, all of it is on disk. A (message id, recipient) that is there stays as it is. A request whose
         recipient has acked it here, when another node had accepted it, is no news: it is stored as done and told.
-        With `notify` false the sender wants no notice.
+        Of the messages in `quiet` their senders want no notice.
         """
 
     @abstractmethod

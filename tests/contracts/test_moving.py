@@ -138,7 +138,7 @@ async def test_a_full_store_adopts_nothing_of_the_call(table: Table, store: Stor
 async def test_movable_is_whatever_may_still_change(store: Store) -> None:
     """Open rows, untold ones, and those given up; not what is delivered and told."""
     await store.add([message(at, request=f"r{at}" if at % 2 else "") for at in range(1, 6)])
-    await store.add([message(6)], notify=False)
+    await store.add([message(6)], quiet={message(6)[0].message_id})
     await store.record(
         [
             Step(order_at(2), ACKED),

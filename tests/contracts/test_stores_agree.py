@@ -46,8 +46,8 @@ filters = st.builds(
     limit=limits,
 )
 operations = st.one_of(
-    st.tuples(st.just("add"), st.lists(messages, min_size=1, max_size=4), st.booleans()),
-    st.tuples(st.just("add"), st.lists(messages, min_size=1, max_size=4), st.just(True)),
+    st.tuples(st.just("add"), st.lists(messages, min_size=1, max_size=4), st.integers(0, 4)),
+    st.tuples(st.just("add"), st.lists(messages, min_size=1, max_size=4), st.just(0)),
     st.tuples(st.just("again"), some),
     st.tuples(st.just("record"), st.lists(steps, max_size=5)),
     st.tuples(st.just("settle"), st.lists(some, max_size=4), ranks, ranks),
@@ -86,9 +86,10 @@ class Pair:
 
     async def do(self, operation: tuple[Any, ...]) -> None:
         match operation:
-            case ("add", specs, notify):
+            case ("add", specs, quiet):
                 new = [self._message(*spec) for spec in specs]
-                await self.both(lambda store: store.add(new, notify=notify))
+                ids = {message[0].message_id for message in new[:quiet]}
+                await self.both(lambda store: store.add(new, quiet=ids))
             case ("again", which):
                 await self.both(lambda store: store.add([self.rows[-1 - which % len(self.rows)]]))
             case ("record", specs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 import trio
@@ -68,10 +68,12 @@ class MemoryStore(Outbox, Inbox):
         return await self._select(lambda _: True, len(self._rows))
 
     # -- outbox --------------------------------------------------------------------------------------------------------
-    async def add(self, messages: Sequence[Sequence[Envelope]], *, notify: bool = True) -> list[list[bool]]:
-        return await self._write(lambda: self._add(messages, OPEN if notify else ACKED))
+    async def add(
+        self, messages: Sequence[Sequence[Envelope]], *, quiet: Collection[MessageId] = ()
+    ) -> list[list[bool]]:
+        return await self._write(lambda: self._add(messages, quiet))
 
-    def _add(self, messages: Sequence[Sequence[Envelope]], told: int) -> list[list[bool]]:
+    def _add(self, messages: Sequence[Sequence[Envelope]], quiet: Collection[MessageId]) -> list[list[bool]]:
         rows: dict[int, Row] = {}
         orders: dict[Key, int] = {}
         news: list[list[bool]] = []
@@ -85,7 +87,7 @@ class MemoryStore(Outbox, Inbox):
                 news[-1].append(acked is None)
                 if envelope.order in self._rows or envelope.order in rows:
                     raise StoreUnavailable(f"The order {envelope.order:x} was given twice; this is a bug of the node.")
-                rows[envelope.order] = Row(envelope, told=told)
+                rows[envelope.order] = Row(envelope, told=ACKED if envelope.message_id in quiet else OPEN)
                 if acked is not None:
                     rows[envelope.order] = Row(envelope, ACKED, ACKED, settled_at=acked[1].at)
                 orders[envelope.key] = envelope.order

@@ -36,13 +36,13 @@ _RECIPIENTS = """SELECT recipient, ord, rank FROM outbox WHERE ord >= ?2 AND ord
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
-def add(db: Database, messages: Sequence[Sequence[Envelope]], told: int) -> list[list[bool]]:
+def add(db: Database, messages: Sequence[Sequence[Envelope]], quiet: Collection[MessageId]) -> list[list[bool]]:
     """Store what is not there yet. For each: was it news?"""
     envelopes = [envelope for message in messages for envelope in message]
     acked = _acked_here(db, envelopes)
     try:
         with db.connection:
-            _insert(db, envelopes, told, acked)
+            _insert(db, envelopes, quiet, acked)
         return [[envelope.key not in acked for envelope in message] for message in messages]
     except apsw.ConstraintError:  # something is there, which is rare: only now is it asked what
         there = find(db, [envelope.key for envelope in envelopes])
@@ -50,7 +50,7 @@ def add(db: Database, messages: Sequence[Sequence[Envelope]], told: int) -> list
     for envelope in envelopes:
         if envelope.key not in there:
             fresh.setdefault(envelope.key, envelope)
-    _insert(db, fresh.values(), told, acked)
+    _insert(db, fresh.values(), quiet, acked)
     for key in acked:
         fresh.pop(key, None)
     return [[fresh.pop(envelope.key, None) is not None for envelope in message] for message in messages]
@@ -64,7 +64,9 @@ def _acked_here(db: Database, envelopes: Iterable[Envelope]) -> dict[Key, int]:
     return {(MessageId(blob.hex()), OpenId(user)): at for blob, user, at in found}
 
 
-def _insert(db: Database, envelopes: Collection[Envelope], told: int, acked: Mapping[Key, int]) -> None:
+def _insert(
+    db: Database, envelopes: Collection[Envelope], quiet: Collection[MessageId], acked: Mapping[Key, int]
+) -> None:
     values, ids = [], []
     for one in envelopes:
         blob = bytes.fromhex(one.message_id)
@@ -84,7 +86,7 @@ def _insert(db: Database, envelopes: Collection[Envelope], told: int, acked: Map
                 one.file_type,
                 one.accepted_at,
                 ACKED if done else OPEN,
-                ACKED if done else told,
+                ACKED if done or one.message_id in quiet else OPEN,
                 acked[one.key] if done else 0,
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,7 @@ from yanchat.backends.sqlite.books import FileBooks
 from yanchat.backends.sqlite.database import Database
 from yanchat.backends.sqlite.search import search
 from yanchat.errors import StoreUnavailable
-from yanchat.model import ACKED, OPEN, AckEntry, Envelope, Key, MessageId, OpenId, Row, Step, Totals
+from yanchat.model import ACKED, AckEntry, Envelope, Key, MessageId, OpenId, Row, Step, Totals
 from yanchat.ports import Inbox, Outbox, RowFilter, Tray, Waiting
 
 R = TypeVar("R")
@@ -55,11 +55,13 @@ class Store(Outbox, Inbox):
         self._lane, self._reserve = lane, disk_reserve
 
     # -- outbox --------------------------------------------------------------------------------------------------------
-    async def add(self, messages: Sequence[Sequence[Envelope]], *, notify: bool = True) -> list[list[bool]]:
+    async def add(
+        self, messages: Sequence[Sequence[Envelope]], *, quiet: Collection[MessageId] = ()
+    ) -> list[list[bool]]:
         def work(db: Database) -> list[list[bool]]:
             self._check_room(db)
             failpoint.hit("before-commit")
-            return rows.add(db, messages, OPEN if notify else ACKED)
+            return rows.add(db, messages, quiet)
 
         news = await self._lane.run(work)
         failpoint.hit("after-commit")
