@@ -14,7 +14,7 @@ from tests.cli.terminal import on_terminal
 from tests.running import RunningNode, call, command, environment, read_line, running
 from yanchat.cli.app import run
 
-COMMANDS = ("serve", "send", "listen", "servers", "clients", "outbox", "redeliver", "demo")
+COMMANDS = ("serve", "send", "listen", "servers", "clients", "outbox", "redeliver", "demo", "bench")
 SHARED = ("--config", "--state-dir", "--profile", "--redis", "--kafka", "--json", "--ndjson", "--debug")
 ASKING = (
     ("servers",),
@@ -144,6 +144,8 @@ def test_a_wrong_call_ends_with_2_and_one_sentence(
         ('[node]\ntime_zone = "Mars"\n', "yanchat.toml:2: node.time_zone"),
         ("not toml", "this is not TOML"),
         ("node = 3", "yanchat.toml:1: node is a section; begin it with a line [node]."),
+        ('[kafka.librdkafka]\n"linger.ms" = 1\n"acks" = 1\n', "yanchat.toml:3: kafka.librdkafka: acks cannot be set:"),
+        ("[kafka.librdkafka]\nenable.auto.commit = true\n", "kafka.librdkafka: enable.auto.commit cannot be set:"),
     ],
 )
 def test_a_bad_file_ends_with_78(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

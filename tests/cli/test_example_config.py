@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 from yanchat.config import Settings
-from yanchat.config.load import fields_of, load
+from yanchat.config.load import load
+from yanchat.config.values import fields_of
 
 EXAMPLE = Path(__file__).parents[2] / "configs" / "yanchat.toml"
 

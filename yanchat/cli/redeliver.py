@@ -68,7 +68,7 @@ def redeliver(
 
 
 def _order(all_: bool, to: str | None, message_id: str | None, older_than: str | None, dead: bool) -> dict[str, Any]:
-    from yanchat.config.load import parse_duration
+    from yanchat.config.values import parse_duration
     from yanchat.protocol.frames import check_openid
     from yanchat.protocol.ids import is_message_id
 

@@ -10,30 +10,12 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException
 
 from yanchat.config import KafkaSettings
+from yanchat.config.librdkafka import refusal_of
 from yanchat.errors import ConfigError
 
 REPEATED_AFTER: Final = 30.0
 C = TypeVar("C")
 Config = dict[str, Any]
-
-_ACCEPTED = "a record counts as stored only when all in-sync replicas have it, once and in order"
-_AFTER_US = "a record is done only after our own commit"
-_REFUSED: Final = {
-    "acks": _ACCEPTED,
-    "request.required.acks": _ACCEPTED,
-    "enable.idempotence": _ACCEPTED,
-    "transactional.id": _ACCEPTED,
-    "delivery.report.only.error": "a node has to know what has been stored",
-    "enable.auto.offset.store": _AFTER_US,
-    "enable.auto.commit": _AFTER_US,
-    "auto.commit.enable": _AFTER_US,
-    "auto.offset.reset": "a new topic is read from its beginning",
-    "group.id": "it is kafka.group_prefix and the node's name",
-    "allow.auto.create.topics": "topics are made with the settings in [kafka]",
-    "bootstrap.servers": "it is kafka.brokers",
-    "metadata.broker.list": "it is kafka.brokers",
-    "test.mock.num.brokers": "a broker in memory loses everything",
-}
 
 _TUNED: Final[Config] = {
     "socket.keepalive.enable": True,
@@ -96,9 +78,8 @@ def admin_config(settings: KafkaSettings, client: str) -> Config:
 
 def _config(settings: KafkaSettings, client: str, tuned: Config, promises: Config) -> Config:
     """Ours, then the operator's, then what carries our promises. Raises ConfigError."""
-    for key in settings.librdkafka:
-        if key in _REFUSED:
-            raise ConfigError(f"kafka.librdkafka: {key} cannot be set: {_REFUSED[key]}; take it out.")
+    if refused := refusal_of(settings.librdkafka):
+        raise ConfigError(f"kafka.librdkafka: {refused[1]}")
     brokers = ",".join(settings.brokers)
     if not brokers:
         raise ConfigError("kafka.brokers is empty; name at least one broker as HOST:PORT.")
