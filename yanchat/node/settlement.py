@@ -50,7 +50,7 @@ class Settlement:
                     pass  # belongs to the other topic
         await self._settle(acked, ACKED)
         for rank in (GIVEN_UP, ACKED):
-            await self._tell([key for key, known in told if known == rank], rank)
+            await self._tell([key for key, known in told if known == rank], rank, self._clock.wall())
 
     async def hear(self, records: Sequence[Record]) -> None:
         """Settle what came back for a dead node, whose rows are here now. Its sessions' ends are none of ours."""
@@ -58,9 +58,10 @@ class Settlement:
 
     async def learn(self, rows: Sequence[Row]) -> None:
         """Another node knew this of rows that may be here as well."""
+        now = self._clock.wall()
         for rank in (GIVEN_UP, ACKED):
             await self._settle([row.envelope.key for row in rows if row.rank == rank], rank)
-            await self._tell([row.envelope.key for row in rows if row.told == rank <= row.rank], rank)
+            await self._tell([row.envelope.key for row in rows if row.told == rank <= row.rank], rank, now)
 
     async def _settle(self, keys: Sequence[Key], rank: int) -> int:
         """Raise rows to a rank: those in memory first there, the others first on disk. How many rose."""
@@ -71,11 +72,11 @@ class Settlement:
             self._mailboxes.followed(row, rank, now)
         return rose + len(rows)
 
-    async def _tell(self, keys: Sequence[Key], rank: int) -> int:
-        """The senders know this rank of these rows. Of how many they did not before."""
-        now, items = self._clock.wall(), self._mailboxes.items
-        rose, rest = await self._in_memory(keys, lambda item: self._mailboxes.told(item, rank), told_at=now)
-        rows = await self._outbox.settle(rest, rank=OPEN, told=rank, at=now) if rest else []
+    async def _tell(self, keys: Sequence[Key], rank: int, at: int) -> int:
+        """The senders know this rank of these rows since then (0: they never will). Of how many they did not before."""
+        items = self._mailboxes.items
+        rose, rest = await self._in_memory(keys, lambda item: self._mailboxes.told(item, rank), told_at=at)
+        rows = await self._outbox.settle(rest, rank=OPEN, told=rank, at=at) if rest else []
         for row in rows:
             item = items.get(row.envelope.key)
             if item is not None:  # read into memory meanwhile
@@ -132,6 +133,6 @@ class Settlement:
         """Give up open rows, whose senders are then told (410), and notices that nobody came for. How many were."""
         buried = await self._settle([row.envelope.key for row in rows if row.rank == OPEN], GIVEN_UP)
         for rank in (GIVEN_UP, ACKED):
-            buried += await self._tell([row.envelope.key for row in rows if row.told < row.rank == rank], rank)
+            buried += await self._tell([row.envelope.key for row in rows if row.told < row.rank == rank], rank, at=0)
         await self._ledger.flushed()
         return buried
