@@ -77,6 +77,18 @@ def is_message_id(text: str) -> bool:
     return len(text) == 32 and not text.strip("0123456789abcdef")
 
 
+def parse_message_id(text: str) -> MessageId | None:
+    """The id as a person writes it: in whatever case, and perhaps in the usual form of a UUID. None: it is none.
+
+    >>> parse_message_id(" C41C4561-1AF4-4A36-A79A-93D5193AA116 ")
+    'c41c45611af44a36a79a93d5193aa116'
+    """
+    text = text.strip().lower()
+    if [len(part) for part in text.split("-")] == [8, 4, 4, 4, 12]:
+        text = text.replace("-", "")
+    return MessageId(text) if is_message_id(text) else None
+
+
 def openid_of(session_id: SessionId) -> OpenId:
     """Whose session that is: an address ends with its port, and only then comes the openid."""
     return OpenId(session_id.rpartition("_")[0].partition(":")[2].partition("_")[2])
