@@ -62,7 +62,9 @@ async def serve(settings: Settings, state: Path, ready: Callable[[str], None]) -
             counters = Counters()
             async with (
                 _stop_on_signals() as (stopping, opening),
-                open_store(directory / "node.db", settings.limits.disk_reserve) as store,
+                open_store(
+                    directory / "node.db", settings.limits.disk_reserve, counters.commit_seconds.observe
+                ) as store,
                 open_backends(settings, state, node, LEASE, counters) as (registry, bus),
             ):
                 opening.done = True

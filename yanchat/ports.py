@@ -169,6 +169,13 @@ class Bus(ABC):
         """
 
     @abstractmethod
+    async def lag(self) -> Mapping[Topic, int]:
+        """How many of this node's own records are not committed, in each topic, as far as it can be told at once.
+
+        BusUnavailable when it cannot.
+        """
+
+    @abstractmethod
     async def flush(self) -> None:
         """Wait until everything published so far is stored or given up; callers bound it with a timeout."""
 
@@ -287,6 +294,10 @@ class Outbox(ABC):
         """Counts by state, those purged included."""
 
     @abstractmethod
+    async def oldest_pending(self) -> int:
+        """When the first of the rows was accepted that wait for an ack, in ms as its order says; 0 when none waits."""
+
+    @abstractmethod
     async def purge(self, before: int, limit: int) -> int:
         """Remove up to `limit` finished rows accepted before, and acks recorded before (ms). How many went."""
 
@@ -301,6 +312,10 @@ class Outbox(ABC):
     @abstractmethod
     def healthy(self) -> bool:
         """Whether the last write went through."""
+
+    def free_bytes(self) -> int | None:
+        """What is free on its disk, if it has one."""
+        return None
 
     def lanes(self) -> Mapping[str, float]:
         """As `Registry.lanes`."""

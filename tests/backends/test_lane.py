@@ -284,3 +284,15 @@ async def test_a_lane_whose_thread_has_died_is_silent_for_ever() -> None:
         await lane.run(put(1))
     await until(lambda: lane.silent == math.inf)
     await lane.close()
+
+
+async def test_each_batch_that_writes_is_timed_and_no_other() -> None:
+    took: list[float] = []
+    lane = Lane("tape", Tape, took.append)
+    await lane.open()
+    await lane.run(lambda tape: None, writes=False)
+    assert not took
+    await lane.run(lambda tape: tape.kept.append(1))
+    await lane.close()
+    (seconds,) = took
+    assert 0 <= seconds < 60

@@ -7,6 +7,7 @@ from starlette.applications import Starlette
 from yanchat.admin.answers import HANDLERS
 from yanchat.admin.control import Control
 from yanchat.admin.health import health_routes
+from yanchat.admin.metrics import metrics_route
 from yanchat.admin.rows import row_routes
 from yanchat.node.assembly import Assembly
 from yanchat.ports import Inbox, Outbox
@@ -16,6 +17,7 @@ def build_app(work: Assembly, outbox: Outbox, inbox: Inbox, control: Control) ->
     """What the node's Unix socket serves, and its TCP address to whoever has the token."""
     routes = [
         *health_routes(work, outbox, control),
+        metrics_route(work, outbox, control),
         *row_routes(work, outbox),
     ]
     return Starlette(routes=routes, exception_handlers=HANDLERS)

@@ -57,8 +57,9 @@ class _Job(Generic[D]):
 class Lane(Generic[D]):
     """Serves jobs until `close`. `make` opens the driver inside the thread; its errors come out of `open`."""
 
-    def __init__(self, name: str, make: Callable[[], D]) -> None:
-        self._make, self._name = make, name
+    def __init__(self, name: str, make: Callable[[], D], committed: Callable[[float], None] | None = None) -> None:
+        """`committed` is told, in the thread, how many seconds each batch that writes took."""
+        self._make, self._name, self._committed = make, name, committed
         self._queue: SimpleQueue[_Job[D] | None] = SimpleQueue()
         """None: close."""
         self._closing = False
@@ -176,6 +177,8 @@ class Lane(Generic[D]):
                 job.result = outcome.Error(driver.map_error(job.result.error))
         if writes:
             self.last_ok = not any(_unavailable(job.result) for job in jobs)
+            if self._committed is not None:
+                self._committed(time.monotonic() - self._began)
 
     def _soon(self, call: Callable[..., object], *args: object) -> None:
         assert self._token is not None

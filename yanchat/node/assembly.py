@@ -43,7 +43,10 @@ class Assembly(NamedTuple):
     """The parts that others speak to; `run` runs them all."""
 
     node: Node
+    clock: Clock
+    counters: Counters
     bus: Bus
+    hub: Hub
     mailboxes: Mailboxes
     looks: Looks
     loads: Loads
@@ -167,10 +170,13 @@ async def assemble(
         limits,
         single,
     )
-    sweep = Sweep(hub, outbox, mailboxes, settlement, adoption, redelivery, clock)
+    sweep = Sweep(hub, outbox, mailboxes, settlement, adoption, redelivery, clock, counters)
     return Assembly(
         node,
+        clock,
+        counters,
         bus,
+        hub,
         mailboxes,
         looks,
         loads,

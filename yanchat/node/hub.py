@@ -198,8 +198,16 @@ class Hub:
 
     def __init__(self) -> None:
         self._users: dict[OpenId, dict[SessionId, Session]] = {}
+        self.opened = 0
+        """Sessions that ever came."""
+
+    @property
+    def users(self) -> int:
+        """How many have a session here."""
+        return len(self._users)
 
     def add(self, session: Session) -> None:
+        self.opened += 1
         self._users.setdefault(session.openid, {})[session.record.session_id] = session
 
     def remove(self, session: Session) -> None:

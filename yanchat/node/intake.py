@@ -132,7 +132,8 @@ class Intake:
                 self._storing.failed(error)
                 self._counters.store_failed += 1
                 failed = Refused(503, str(error), retry_after=5)
-        date, stored = self._dates(self._clock.wall()), iter(news)
+        now, stored = self._clock.wall(), iter(news)
+        date = self._dates(now)
         accepted: list[Envelope] = []
         for waiting in batch:
             session = waiting.session
@@ -151,17 +152,20 @@ class Intake:
                     for envelope in waiting.envelopes:
                         self._backlog.remove(envelope.sender, envelope.recipient)
         self._counters.accepted += len(accepted)
+        if messages and failed is None:
+            self._counters.accept_batch.observe(len(messages))
         for envelope in accepted:
+            self._counters.accept_ms.observe(now - envelope.accepted_at)
             self._mailboxes.accepted(envelope)
 
     def _answer(self, waiting: _Waiting, failed: Refused | None, date: bytes) -> bytes:
         send, refusal = waiting.send, waiting.refusal
         if refusal is not None:
-            self._counters.refused += 1
+            self._counters.refused[refusal.refused.status] += 1
             return frames.failure(date, refusal.refused, refusal.text, refusal.request_id)
         assert send is not None
         if failed is not None:
-            self._counters.refused += 1
+            self._counters.refused[failed.status] += 1
             return frames.failure(date, failed, send.text, send.request_id)
         message_id: MessageId = waiting.envelopes[0].message_id
         return frames.receipt(date, send.text, message_id, send.request_id)

@@ -35,6 +35,17 @@ class Lease:
         """Why the last heartbeat failed; empty when it did not."""
         self.claim_all: Callable[[], None] = lambda: None
         """Claims every session again; set by whoever builds the node."""
+        self._beaten = clock.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last heartbeat that succeeded, or since the start."""
+        return self._clock.monotonic() - self._beaten
+
+    @property
+    def peers(self) -> int:
+        """How many other nodes are up."""
+        return len(self._peers)
 
     @property
     def incarnation(self) -> str:
@@ -46,7 +57,7 @@ class Lease:
             try:
                 with trio.fail_after(HEARTBEAT):
                     await self._beat()
-                self.trouble = ""
+                self.trouble, self._beaten = "", self._clock.monotonic()
             except (RegistryUnavailable, trio.TooSlowError) as error:
                 self._counters.registry_failed += 1
                 self.trouble = str(error) or "The registry does not answer in time."

@@ -147,22 +147,23 @@ class Mailboxes:
         """The rank of a row has risen; false when it was there before. The caller sees that it is written."""
         if rank <= item.rank:
             return False
-        self._count(item.envelope, item.rank, rank)
+        self._count(item.envelope, item.rank, rank, at)
         self._raise(item, rank, at)
         return True
 
     def followed(self, row: Row, rank: int, at: int) -> None:
         """The disk has raised a row that was not in memory; `row` as it was before. Memory follows."""
-        self._count(row.envelope, row.rank, rank)
+        self._count(row.envelope, row.rank, rank, at)
         item = self.items.get(row.envelope.key) or Item.read(row, before=True)
         if rank > item.rank:
             self._raise(item, rank, at)
 
-    def _count(self, envelope: Envelope, before: int, rank: int) -> None:
+    def _count(self, envelope: Envelope, before: int, rank: int, at: int) -> None:
         if before == OPEN:
             self._backlog.remove(envelope.sender, envelope.recipient)
         if rank == ACKED:
             self._counters.delivered += 1
+            self._counters.loop_ms.observe(at - envelope.accepted_at)
         else:
             self._counters.expired += 1
 

@@ -12,6 +12,7 @@ from yanchat.node.hub import Hub
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.settlement import Settlement
 from yanchat.ports import Clock, Outbox
+from yanchat.telemetry import Counters
 
 TICK = 0.25
 TOLD_AFTER = 1.0
@@ -30,15 +31,18 @@ class Sweep:
         adoption: Adoption,
         redelivery: RedeliverySettings,
         clock: Clock,
+        counters: Counters,
     ) -> None:
         self._hub, self._outbox, self._mailboxes, self._settlement = hub, outbox, mailboxes, settlement
-        self._adoption, self._redelivery, self._clock = adoption, redelivery, clock
+        self._adoption, self._redelivery, self._clock, self._counters = adoption, redelivery, clock, counters
 
     async def run(self) -> None:
         while True:
+            due = self._clock.monotonic() + TICK
             await trio.sleep(TICK)
-            self._mailboxes.sweep()
             now = self._clock.monotonic()
+            self._counters.loop_lag_seconds.observe(max(0.0, now - due))
+            self._mailboxes.sweep()
             for session in self._hub.all():
                 if session.untold and now - session.untold_since >= TOLD_AFTER - TICK:
                     session.ping()

@@ -32,7 +32,7 @@ class KafkaBus(Bus):
         self._settings, self._node, self._counters = settings, node, counters
         self._client = f"yanchat-{names.slug(node)}"
         self._topics = Topics(settings, admin_config(settings, self._client), largest)
-        self._incoming: list[Incoming] = []
+        self._incoming: dict[Topic, Incoming] = {}
         self.outgoing = Outgoing(producer_config(settings, self._client, largest), self._count)
 
     def _count(self, _: str) -> None:
@@ -40,6 +40,7 @@ class KafkaBus(Bus):
 
     def publish(self, node: Node, records: Sequence[Record], stored: Callable[[bool], None] | None = None) -> None:
         failpoint.hit("bus-publish")
+        self._counters.bus_published += len(records)
         self.outgoing.send(self._encoded(node, records), stored)
 
     def _encoded(self, node: Node, batch: Sequence[Record]) -> Iterator[Sent]:
@@ -57,12 +58,12 @@ class KafkaBus(Bus):
     async def subscribe(self, topic: Topic) -> AsyncIterator[AsyncIterator[Batch]]:
         config = self._reader(self._node)
         incoming = Incoming(self._name(topic, self._node), config, self._topics, self._counters)
-        self._incoming.append(incoming)
+        self._incoming[topic] = incoming
         try:
             await incoming.assigned()
             yield incoming
         finally:
-            self._incoming.remove(incoming)
+            del self._incoming[topic]
             await incoming.close()
 
     async def read(self, node: Node, topic: Topic) -> list[Record]:
@@ -72,11 +73,15 @@ class KafkaBus(Bus):
     def _reader(self, node: Node) -> Config:
         return consumer_config(self._settings, self._client, names.group(node, self._settings.group_prefix))
 
+    async def lag(self) -> dict[Topic, int]:
+        return {topic: incoming.lag for topic, incoming in self._incoming.items()}
+
     async def flush(self) -> None:
         await self.outgoing.idle()
 
     def lanes(self) -> dict[str, float]:
-        return {"kafka-producer": self.outgoing.silent, **{topic.name: topic.silent for topic in self._incoming}}
+        readers = {incoming.name: incoming.silent for incoming in self._incoming.values()}
+        return {"kafka-producer": self.outgoing.silent, **readers}
 
 
 @asynccontextmanager

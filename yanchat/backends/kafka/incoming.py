@@ -63,6 +63,10 @@ class Incoming(AsyncIterator[Batch]):
         """What the loop has done; only the thread touches the consumer, whose calls wait for each other."""
         self._stored: dict[int, int] = {}
         """The highest offsets that librdkafka has been told to commit."""
+        self._from: dict[int, int] = {}
+        """Where each partition was taken up."""
+        self.lag = self._counted_at = 0
+        """How many records are not done, as the thread last counted them; when that was, in seconds."""
         self._refused: ConfigError | None = None
         self._lost: KafkaError | None = None
         self._complain = Complaints()
@@ -149,7 +153,7 @@ class Incoming(AsyncIterator[Batch]):
                 raise refused from None
             raise
         self._consumer.assign([TopicPartition(self._topic, partition, start) for partition, start in starts.items()])
-        self._next, self._stored = starts, {}
+        self._next, self._from, self._stored = starts, dict(starts), {}
         if not began:
             self._hand(KafkaBatch(self, [], 0, {}, self._caught_up()))
 
@@ -178,6 +182,7 @@ class Incoming(AsyncIterator[Batch]):
         while not self._closing:
             self._beat = time.monotonic()
             self._store()
+            self._count()
             first = self._consumer.poll(POLL_SECONDS)
             if self._lost is not None:
                 error, self._lost = self._lost, None
@@ -196,6 +201,17 @@ class Incoming(AsyncIterator[Batch]):
             offsets = [TopicPartition(self._topic, partition, offset) for partition, offset in self._stored.items()]
             with suppress(KafkaException):  # not assigned at this moment: once more with the next
                 self._consumer.store_offsets(offsets=offsets)
+
+    def _count(self) -> None:
+        """Once a second, out of what librdkafka has learned while it fetched."""
+        now = int(time.monotonic())
+        if now == self._counted_at:
+            return
+        self._counted_at, lag = now, 0
+        for partition, start in self._from.items():
+            marks = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
+            lag += max(0, (marks[1] if marks else 0) - self._stored.get(partition, start))
+        self.lag = lag
 
     def _batch(self, messages: list[Message]) -> tuple[KafkaBatch, KafkaError | None]:
         """The records among the messages, and the last error: librdkafka reports those in the same way."""

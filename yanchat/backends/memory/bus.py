@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 import trio
@@ -141,6 +141,10 @@ class BusView(Bus):
         self._it.end(name)  # what is due has arrived
         entries = self._it.logs[name][self._it.committed[name] :]
         return [record for entry in entries if (record := records.decode(*entry)) is not None]
+
+    async def lag(self) -> Mapping[Topic, int]:
+        topics: tuple[Topic, ...] = ("message", "ack")
+        return {topic: self._it.end((self._node, topic)) - self._it.committed[self._node, topic] for topic in topics}
 
     async def flush(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -72,6 +72,7 @@ class SqliteBus(Bus):
             if stored is not None:
                 stored(False)
             return
+        self._counters.bus_published += len(records)
         self._queue.append((node, list(records), stored))
         self._queued += len(records)
         self._idle = trio.Event() if self._idle.is_set() else self._idle
@@ -178,6 +179,14 @@ class SqliteBus(Bus):
                     pass
             await trio.sleep(PURGE_SECONDS)
 
+    async def lag(self) -> dict[Topic, int]:
+        topics: tuple[Topic, ...] = ("message", "ack")
+        names = {topic: _name(self._node, topic) for topic in topics}
+        try:
+            return await self._lane.run(lambda db: {t: _count(db, names[t]) for t in topics}, writes=False)
+        except StoreUnavailable as error:
+            raise BusUnavailable(str(error)) from None
+
     async def flush(self) -> None:
         await self._idle.wait()
 
@@ -219,6 +228,11 @@ def _decode(rows: Sequence[tuple[Any, ...]]) -> list[Record]:
     """Those that can be read."""
     found = (records.decode(msgspec.json.decode(headers, type=dict[str, str]), value) for _, headers, value in rows)
     return [record for record in found if record is not None]
+
+
+def _count(db: Database, name: str) -> int:
+    ((records,),) = db.execute("SELECT count(*) FROM bus WHERE topic = ?", (name,))
+    return int(records)
 
 
 def _last_place(db: Database, name: str) -> int:

@@ -159,11 +159,6 @@ class Database:
         except apsw.Error:
             pass  # the commit stands; the next one tries again
 
-    def free_bytes(self) -> int:
-        """Free space for us on the file's disk."""
-        disk = os.statvfs(self.path.parent)
-        return disk.f_bavail * disk.f_frsize
-
 
 class _Patience:
     """How long to wait for a lock: transactions here take a fraction of a millisecond, SQLite's own steps are long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -30,17 +31,23 @@ _WAITING = """SELECT sender, recipient, count(*) FROM outbox WHERE rank = 0 AND 
  GROUP BY recipient, sender"""
 _OLD = """WHERE ord IN (SELECT ord FROM outbox INDEXED BY open_messages WHERE rank = 0 AND moved_at = 0 AND ord < ?
  ORDER BY ord LIMIT ?) ORDER BY ord"""
+_OLDEST = "SELECT coalesce(min(ord) >> 16, 0) FROM outbox INDEXED BY open_messages WHERE rank = 0 AND moved_at = 0"
 _LONG_UNTOLD = "INDEXED BY untold_notices WHERE rank > told AND moved_at = 0 AND settled_at < ? ORDER BY ord LIMIT ?"
 
 
 @asynccontextmanager
-async def open_store(path: Path, disk_reserve: int = 0) -> AsyncIterator[Store]:
-    """Open or make the file. Below `disk_reserve` free bytes nothing more is accepted; acks and steps still are."""
+async def open_store(
+    path: Path, disk_reserve: int = 0, committed: Callable[[float], None] | None = None
+) -> AsyncIterator[Store]:
+    """Open or make the file. Below `disk_reserve` free bytes nothing more is accepted; acks and steps still are.
+
+    `committed` is told, in the store's thread, how many seconds each writing transaction took.
+    """
     schema = (files("yanchat.backends.sqlite") / "schema.sql").read_text()
-    lane = Lane("store", lambda: Database(path, schema, full=True))
+    lane = Lane("store", lambda: Database(path, schema, full=True), committed)
     await lane.open()
     try:
-        store = Store(lane, disk_reserve)
+        store = Store(lane, path.parent, disk_reserve)
         store.books = FileBooks(path)
         store.store_id = await lane.run(_begin)
         yield store
@@ -51,15 +58,15 @@ async def open_store(path: Path, disk_reserve: int = 0) -> AsyncIterator[Store]:
 class Store(Outbox, Inbox):
     """Made by `open_store`."""
 
-    def __init__(self, lane: Lane[Database], disk_reserve: int) -> None:
-        self._lane, self._reserve = lane, disk_reserve
+    def __init__(self, lane: Lane[Database], directory: Path, disk_reserve: int) -> None:
+        self._lane, self._directory, self._reserve = lane, directory, disk_reserve
 
     # -- outbox --------------------------------------------------------------------------------------------------------
     async def add(
         self, messages: Sequence[Sequence[Envelope]], *, quiet: Collection[MessageId] = ()
     ) -> list[list[bool]]:
         def work(db: Database) -> list[list[bool]]:
-            self._check_room(db)
+            self._check_room()
             failpoint.hit("before-commit")
             return rows.add(db, messages, quiet)
 
@@ -98,7 +105,7 @@ class Store(Outbox, Inbox):
 
     async def adopt(self, rows: Sequence[Row], at: int) -> list[Row]:
         def work(db: Database) -> list[Row]:
-            self._check_room(db)
+            self._check_room()
             return adoption.adopt(db, rows, at)
 
         return await self._lane.run(work)
@@ -108,6 +115,9 @@ class Store(Outbox, Inbox):
 
     async def totals(self) -> Totals:
         return await self._read(counters.totals)
+
+    async def oldest_pending(self) -> int:
+        return await self._read(lambda db: next(int(at) for (at,) in db.execute(_OLDEST)))
 
     async def purge(self, before: int, limit: int) -> int:
         return await self._lane.run(lambda db: rows.purge(db, before, limit))
@@ -120,6 +130,14 @@ class Store(Outbox, Inbox):
 
     def healthy(self) -> bool:
         return self._lane.last_ok
+
+    def free_bytes(self) -> int:
+        disk = os.statvfs(self._directory)
+        return disk.f_bavail * disk.f_frsize
+
+    def keep_free(self, disk_reserve: int) -> None:
+        """From now on accept nothing below so many free bytes."""
+        self._reserve = disk_reserve
 
     def lanes(self) -> dict[str, float]:
         return {"store": self._lane.silent}
@@ -153,8 +171,8 @@ class Store(Outbox, Inbox):
     async def published(self, place: int) -> None:
         await self._lane.run(lambda db: counters.keep_highest(db, "published", place), lazy=True)
 
-    def _check_room(self, db: Database) -> None:
-        if self._reserve and db.free_bytes() < self._reserve:
+    def _check_room(self) -> None:
+        if self._reserve and self.free_bytes() < self._reserve:
             raise StoreUnavailable("The disk of this node is nearly full (limits.disk_reserve); try again later.")
 
     async def _read(self, work: Callable[[Database], R]) -> R:
