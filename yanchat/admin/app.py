@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.applications import Starlette
 
 from yanchat.admin.answers import HANDLERS
+from yanchat.admin.books import book_routes
 from yanchat.admin.control import Control
 from yanchat.admin.health import health_routes
 from yanchat.admin.metrics import metrics_route
@@ -19,5 +20,6 @@ def build_app(work: Assembly, outbox: Outbox, inbox: Inbox, control: Control) ->
         *health_routes(work, outbox, control),
         metrics_route(work, outbox, control),
         *row_routes(work, outbox),
+        *book_routes(work, outbox, inbox),
     ]
     return Starlette(routes=routes, exception_handlers=HANDLERS)
