@@ -34,12 +34,18 @@ class NotRunning(Unreachable):
 
 
 async def ask_node(
-    at: Path | Remote, method: str, path: str, *, query: Mapping[str, str] | None = None, body: object = None
+    at: Path | Remote,
+    method: str,
+    path: str,
+    *,
+    query: Mapping[str, str] | None = None,
+    body: object = None,
+    within: float | None = None,
 ) -> Any:
     """Ask a running node over its admin socket, or at its admin address; the JSON, or the text, that it answers.
 
-    Raises NotRunning, Unreachable (no answer in time), NotAllowed (another user's node, another token), and what the
-    node says.
+    `within`: seconds, for what takes longer than usual. Raises NotRunning, Unreachable (no answer in time), NotAllowed
+    (another user's node, another token), and what the node says.
     """
     headers = {}
     if isinstance(at, Remote):
@@ -54,6 +60,8 @@ async def ask_node(
         if not os.access(at, os.R_OK | os.W_OK):
             raise NotAllowed(f"{at} belongs to another user; call this as the user that runs the node.")
     timeout = ASKED if method == "GET" else ORDERED
+    if within is not None:
+        timeout = httpx.Timeout(within, connect=2.0)
     try:
         async with httpx.AsyncClient(transport=transport, base_url=base, timeout=timeout, headers=headers) as http:
             response = await http.request(method, path, params=query, json=body)
