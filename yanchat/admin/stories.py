@@ -6,11 +6,14 @@ A node tells this of itself; the command line tells it of a table whose node doe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import msgspec
 
 from yanchat.model import ACKED, GIVEN_UP, OPEN, Row
 from yanchat.protocol.books import HeldAck, Story
+
+_STILL: Final = "; nothing happens while this node does not run"
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -95,21 +98,20 @@ def _of_row(row: Row, now: int, runs: bool) -> Iterator[Event]:
     elif row.rank == OPEN:
         yield event(now, "pending", _pending(row, runs))
     elif row.rank > row.told:
-        yield event(now, "untold", f"{sender} does not know yet: he is told at his next login")
+        yield event(now, "untold", f"{sender} does not know yet; told at the next login" + ("" if runs else _STILL))
 
 
 def _pending(row: Row, runs: bool) -> str:
-    to = row.envelope.recipient
     if row.attempts:
-        so_far = f"{to} has not acked it; pushed {row.attempts} time{'' if row.attempts == 1 else 's'} so far"
+        pushed = f"pushed {row.attempts} time{'' if row.attempts == 1 else 's'} so far"
     elif runs:
-        so_far = f"{to} has not acked it; not pushed yet"
+        pushed = "not pushed yet"
     else:
-        so_far = f"{to} has not acked it; how often it was pushed, the dead node alone knew"
-    return so_far if runs else f"{so_far}; nothing happens while this node does not run"
+        pushed = "how often it was pushed is not on disk"
+    return f"not acked, {pushed}" + ("" if runs else _STILL)
 
 
 def _of_ack(ack: HeldAck) -> Event:
     origins = " and ".join(ack.origins)
-    way = f"on its way to {origins}" if ack.left else f"has not left for {origins} yet"
-    return Event(ack.at, "acked", ack.to, f"by {ack.to}'s client, here; that is on disk, and {way}")
+    way = f"the ack has left for {origins}" if ack.left else f"the ack has still to leave for {origins}"
+    return Event(ack.at, "acked", ack.to, f"{ack.to}'s client is here, and has it; {way}")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from yanchat.cli import bench, clients, demo, listen, outbox, redeliver, send, serve, servers
+from yanchat.cli import bench, clients, demo, listen, outbox, redeliver, send, serve, servers, trace
 from yanchat.cli.call import add_command, add_shared_options, flag
 from yanchat.cli.render import complain
 
@@ -47,6 +47,7 @@ def build() -> typer.Typer:
         ("Look around", servers.servers),
         ("Look around", clients.clients),
         ("Look around", outbox.outbox),
+        ("Look around", trace.trace),
         ("Look around", redeliver.redeliver),
         ("Try it", demo.demo),
         ("Try it", bench.bench),
