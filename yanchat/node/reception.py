@@ -14,6 +14,7 @@ from yanchat.node.lease import Lease
 from yanchat.node.settlement import Settlement
 from yanchat.ports import Clock
 from yanchat.protocol import frames
+from yanchat.protocol.allowance import Share, Shares
 from yanchat.protocol.frames import Ack, Dates, Send
 from yanchat.protocol.ids import SessionIds
 from yanchat.protocol.session import Conversation, Refusal
@@ -40,8 +41,21 @@ class Reception:
     ) -> None:
         self._node, self._hub, self._lease, self._claims = node, hub, lease, claims
         self._intake, self._acks, self._delivery, self._settlement = intake, acks, delivery, settlement
-        self._ids, self._dates, self._clock, self._limits, self._single = session_ids, dates, clock, limits, single
+        self._ids, self._dates, self._clock, self._single = session_ids, dates, clock, single
         self.draining = False
+        self.apply(limits)
+
+    def apply(self, limits: LimitSettings) -> None:
+        """Hold all sessions, also those that are here, to these limits."""
+        self._limits = limits
+        self._users = Shares(" from your connections together", *_rates(limits, "user_"))
+        self._addresses = Shares(" from your address", *_rates(limits, "address_"))
+        for session in self._hub.all():
+            session.conversation.limit(*_rates(limits), self._shares(session.record))
+
+    def _shares(self, record: SessionRecord) -> tuple[Share, ...]:
+        now = self._clock.monotonic()
+        return self._users.join(record.openid, now) + self._addresses.join(record.remote, now)
 
     def enter(self, openid: OpenId, user_name: str, remote: str, outlet: Outlet) -> Session:
         """A login whose upgrade is about to be answered: first the hub, then the registry."""
@@ -53,7 +67,7 @@ class Reception:
         record = SessionRecord(
             self._ids.take(openid, now), openid, self._node, self._lease.incarnation, user_name, now, remote
         )
-        session = Session(record, outlet, Conversation(limits.messages_per_second, limits.bytes_per_second), self)
+        session = Session(record, outlet, Conversation(*_rates(limits), self._shares(record)), self)
         self._hub.add(session)
         self._claims.claim(session)
         return session
@@ -78,7 +92,15 @@ class Reception:
     def ended(self, session: Session) -> None:
         """Release exactly this entry, and tell the origins of all that it had not acked."""
         self._hub.remove(session)
+        now = self._clock.monotonic()
+        self._users.leave(session.openid, now)
+        self._addresses.leave(session.record.remote, now)
         self._claims.release(session.record)
         place = (session.openid, session.record.session_id)
         for origin in sorted(session.origins()):
             self._delivery.tell_gone(origin, [place])
+
+
+def _rates(limits: LimitSettings, of: str = "") -> tuple[float, float]:
+    """Messages and bytes a second."""
+    return getattr(limits, f"{of}messages_per_second"), getattr(limits, f"{of}bytes_per_second")

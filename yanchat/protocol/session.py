@@ -11,6 +11,7 @@ import msgspec
 
 from yanchat.errors import Refused
 from yanchat.protocol import frames
+from yanchat.protocol.allowance import Allowance, Share
 from yanchat.protocol.frames import Ack, Heartbeat, Send
 
 BAD_FRAMES_IN_A_ROW = 3
@@ -28,38 +29,18 @@ class Refusal(msgspec.Struct, frozen=True):
 Event = Send | Ack | Heartbeat | Refusal
 
 
-class Allowance:
-    """A token bucket: `rate` a second on the long run, about twice that at once; a rate of 0 allows everything."""
-
-    __slots__ = ("_at", "_left", "rate")
-
-    def __init__(self, rate: float) -> None:
-        self.rate, self._left, self._at = rate, 2 * rate, 0.0
-
-    def take(self, amount: float, now: float) -> float:
-        """Take it (0), or say how many seconds to wait before it is there (nothing is taken then)."""
-        if not self.rate:
-            return 0.0
-        if amount <= self._left and now < self._at + 1.0:  # filled up once a second as long as there is enough
-            self._left -= amount
-            return 0.0
-        self._left = min(2 * self.rate, self._left + (now - self._at) * self.rate)
-        self._at = now
-        amount = min(amount, 2 * self.rate)
-        if amount <= self._left:
-            self._left -= amount
-            return 0.0
-        return (amount - self._left) / self.rate
-
-
 class Conversation:
     """What one client has said so far, as far as it matters for what it says next."""
 
-    __slots__ = ("_bad", "_bytes", "_messages")
+    __slots__ = ("_bad", "_bytes", "_messages", "_shares")
 
-    def __init__(self, messages_per_second: float, bytes_per_second: float) -> None:
+    def __init__(self, messages_per_second: float, bytes_per_second: float, shares: tuple[Share, ...] = ()) -> None:
         self._bad = 0
-        self._messages, self._bytes = Allowance(messages_per_second), Allowance(bytes_per_second)
+        self.limit(messages_per_second, bytes_per_second, shares)
+
+    def limit(self, messages_per_second: float, bytes_per_second: float, shares: tuple[Share, ...] = ()) -> None:
+        """Hold it to these rates from now on; `shares` are those that it has with other connections."""
+        self._messages, self._bytes, self._shares = Allowance(messages_per_second), Allowance(bytes_per_second), shares
 
     def receive(self, data: bytes | str, now: float) -> Event:
         """Understand one text frame (UTF-8 already checked); `now` in monotonic seconds. Never raises."""
@@ -70,8 +51,19 @@ class Conversation:
             return Refusal(refused, *frames.glimpse(data), hang_up=self._bad >= BAD_FRAMES_IN_A_ROW)
         self._bad = 0
         if type(frame) is Send:
-            wait = self._messages.take(1, now) or self._bytes.take(len(data) * len(frame.recipients), now)
+            size = len(data) * len(frame.recipients)
+            wait = self._messages.take(1, now) or self._bytes.take(size, now)
+            whose = ""
+            if not wait and self._shares:
+                wait, whose = self._take_shared(size, now)
             if wait:
-                too_fast = Refused(429, "Too many messages; send more slowly.", retry_after=int(wait) + 1)
+                too_fast = Refused(429, f"Too many messages{whose}; send more slowly.", retry_after=int(wait) + 1)
                 return Refusal(too_fast, frame.text, frame.request_id)
         return frame
+
+    def _take_shared(self, size: int, now: float) -> tuple[float, str]:
+        for share in self._shares:
+            wait = share.take(size, now)
+            if wait:
+                return wait, share.whose
+        return 0.0, ""
