@@ -204,12 +204,22 @@ def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
         assert done.returncode == 4
 
 
+CHOICES = (
+    ("yanchat servers --profile ", {"embedded", "cluster"}),
+    ("yanchat send bob hi --wait d", {"delivered"}),
+    ("yanchat serve --log-format ", {"auto", "console", "json"}),
+    ("yanchat serve --log-level w", {"warning"}),
+    ("yanchat outbox --state p", {"pending"}),
+)
+"""Where there is a choice, the shell is told of it: else it would offer files."""
+
+
 def test_the_completion_script_is_printed_and_completes() -> None:
     """What `--install-completion` writes, and what the shell asks for with it."""
     script = call(env={"_YANCHAT_COMPLETE": "source_bash"})
     assert script.returncode == 0
     assert "complete -o default -F _yanchat_completion yanchat" in script.stdout
-    for words, expected in (("yanchat ser", {"serve", "servers"}), ("yanchat send --req", {"--request-id"})):
+    for words, expected in (("yanchat ser", {"serve", "servers"}), ("yanchat send --req", {"--request-id"}), *CHOICES):
         asked = {"_YANCHAT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         assert set(call(env=asked).stdout.split()) == expected
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +25,15 @@ _PANEL = "For every command"
 def flag(name: str, text: str, **more: Any) -> Any:
     """An option without a value."""
     return typer.Option(name, metavar="", help=text, **more)
+
+
+def choices(name: str, values: Sequence[str], text: str, **more: Any) -> Any:
+    """An option that takes one of these values; the shell completes them. Who reads the value says what is wrong."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return typer.Option(name, metavar="|".join(values), help=text, autocompletion=complete, **more)
 
 
 SHARED: dict[str, Any] = {
@@ -53,12 +62,12 @@ SHARED: dict[str, Any] = {
     ],
     "profile": Annotated[
         str | None,
-        typer.Option(
+        choices(
             "--profile",
-            metavar="embedded|cluster",
+            ("embedded", "cluster"),
+            "embedded: nodes that share a state directory are a cluster; cluster: Redis and Kafka join them.",
             show_default=False,
             rich_help_panel=_PANEL,
-            help="embedded: nodes that share a state directory are a cluster; cluster: Redis and Kafka join them.",
         ),
     ],
     "redis": Annotated[

@@ -31,6 +31,7 @@ def outbox(
         str,
         typer.Option(
             metavar="STATE,…",
+            autocompletion=lambda incomplete: [state for state in STATES if state.startswith(incomplete)],
             help="Any of pending, expired (a dead letter), delivered, untold (its sender does not know yet), moved"
             " (another node has adopted it).",
         ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yanchat.cli.call import Call, leaves, run_async
+from yanchat.cli.call import Call, choices, leaves, run_async
 from yanchat.cli.render import NotWritten, end_line, note, span, warn
 from yanchat.errors import Refused, UsageError
 
@@ -48,7 +48,7 @@ def send(
         ),
     ] = None,
     wait: Annotated[
-        str, typer.Option(metavar="accepted|delivered", help="Until it is stored, or until its recipient has it.")
+        str, choices("--wait", ("accepted", "delivered"), "Until it is stored, or until its recipient has it.")
     ] = "delivered",
     timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="How long to wait for each message.")

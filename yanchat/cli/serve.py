@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yanchat.cli.call import Call, flag, run_async
+from yanchat.cli.call import Call, choices, flag, run_async
 
 if TYPE_CHECKING:
     from yanchat.config import LogSettings
@@ -30,10 +30,15 @@ def serve(
     ] = False,
     log_format: Annotated[
         str | None,
-        typer.Option(metavar="auto|console|json", help="Of the log on stderr; auto: console on a terminal, else json."),
+        choices(
+            "--log-format",
+            ("auto", "console", "json"),
+            "Of the log on stderr; auto: console on a terminal, else json.",
+        ),
     ] = None,
     log_level: Annotated[
-        str | None, typer.Option(metavar="debug|info|warning|error", help="The least that is logged (info).")
+        str | None,
+        choices("--log-level", ("debug", "info", "warning", "error"), "The least that is logged (info)."),
     ] = None,
 ) -> None:
     """Run a node until SIGTERM or Ctrl-C.
