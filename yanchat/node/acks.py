@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import trio
 
+from yanchat.config import LimitSettings
 from yanchat.errors import StoreUnavailable
 from yanchat.model import ACKED, OPEN, AckEntry, Key, MessageId, Node
 from yanchat.node.hub import Hub, Session
@@ -60,6 +61,10 @@ class Acks:
         self._unpublished: set[tuple[int, Node]] = set()
         self._last_place = self._watermark = 0
         self._failed: list[tuple[Node, list[tuple[Key, int]]]] = []
+
+    def apply(self, limits: LimitSettings) -> None:
+        """Hold what comes from now on to other limits."""
+        self._inflight = limits.inflight
 
     def acked(self, session: Session, message_id: str) -> None:
         """A client's type 15. Repeated: answered again."""

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 import trio
 
-from yanchat.config import Settings
+from yanchat.config import LimitSettings, Settings
 from yanchat.model import Node, NodeRecord
 from yanchat.node.acks import Acks
 from yanchat.node.adoption import Adoption
@@ -94,6 +94,11 @@ class Assembly(NamedTuple):
             await self.lease.joined.wait()
             task_status.started()
 
+    def apply(self, limits: LimitSettings) -> None:
+        """Hold what comes from now on to other limits."""
+        for part in (self.intake, self.acks, self.delivery, self.looks, self.loads, self.reception):
+            part.apply(limits)
+
     async def idle(self) -> None:
         """Wait until all that was taken is stored, answered and published."""
         parts = (self.intake, self.acks, self.ledger, self.delivery.serving, self.settlement.serving)
@@ -150,7 +155,7 @@ async def assemble(
         dates,
         clock,
         counters,
-        ask_at=max(1, limits.window // 2),
+        limits,
         adopt=adoption.take,
     )
     looks = Looks(node, mailboxes, loads, ledger, registry, bus, limits, retry, clock, counters, deliver=delivery.take)

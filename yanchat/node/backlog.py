@@ -19,6 +19,10 @@ class Backlog:
         self._pairs: dict[OpenId, dict[OpenId, int]] = {}
         """recipient → sender → rows"""
 
+    def apply(self, limits: LimitSettings) -> None:
+        """Hold what comes from now on to other limits."""
+        self._limits = limits
+
     def check(self, sender: OpenId, recipients: tuple[OpenId, ...]) -> None:
         """Refused(429) when one more message from this sender to these would be too many."""
         limits = self._limits
@@ -35,6 +39,11 @@ class Backlog:
                 share = limits.pending_per_recipient / (len(senders) + (mine == 0))
                 if mine >= share:
                     raise Refused(429, f"Too many messages wait for {recipient}; send later.", RETRY_AFTER)
+
+    @property
+    def rows(self) -> int:
+        """Of all senders together; it costs a look at each sender."""
+        return sum(self._senders.values())
 
     def add(self, sender: OpenId, recipient: OpenId, rows: int = 1) -> None:
         self._senders[sender] = self._senders.get(sender, 0) + rows

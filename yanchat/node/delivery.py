@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from yanchat.config import LimitSettings
 from yanchat.model import Key, Node, OpenId, SessionId
 from yanchat.node.claims import Claims
 from yanchat.node.hub import Hub, Session
@@ -31,14 +32,18 @@ class Delivery:
         dates: Dates,
         clock: Clock,
         counters: Counters,
-        ask_at: int,
+        limits: LimitSettings,
         adopt: Callable[[Adopt], None],
     ) -> None:
         self._node, self._hub, self._claims, self._inbox = node, hub, claims, inbox
         self._mailboxes, self._settlement, self._bus = mailboxes, settlement, bus
-        self._dates, self._clock, self._counters, self._ask_at = dates, clock, counters, ask_at
-        self._adopt = adopt
+        self._dates, self._clock, self._counters, self._adopt = dates, clock, counters, adopt
+        self.apply(limits)
         self.serving = Serving("message", self._batch, counters)
+
+    def apply(self, limits: LimitSettings) -> None:
+        """Hold what comes from now on to other limits."""
+        self._ask_at = max(1, limits.window // 2)
 
     async def _batch(self, records: Sequence[Record]) -> None:
         pushes = [record for record in records if isinstance(record, Push)]

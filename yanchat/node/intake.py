@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from yanchat.config import LimitSettings
 from yanchat.errors import Refused, StoreUnavailable
 from yanchat.model import Envelope, MessageId
 from yanchat.node.backlog import Backlog
@@ -64,6 +65,11 @@ class Intake:
         self._submitted = self._answered = 0
         self._wake, self._progress = trio.Event(), trio.Event()
 
+    def apply(self, limits: LimitSettings) -> None:
+        """Hold what comes from now on to other limits."""
+        self._inflight = limits.inflight
+        self._backlog.apply(limits)
+
     def submit(self, session: Session, send: Send) -> bool:
         """Take a message; false when the session has as much in flight as it may."""
         sender = session.openid
@@ -113,6 +119,11 @@ class Intake:
     @property
     def idle(self) -> bool:
         return self._answered == self._submitted
+
+    @property
+    def open(self) -> int:
+        """Messages that wait for their recipients, each recipient counted."""
+        return self._backlog.rows
 
     async def stored(self) -> None:
         """Wait until all that was submitted before is stored or refused."""

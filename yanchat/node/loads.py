@@ -5,6 +5,7 @@ from __future__ import annotations
 import structlog
 import trio
 
+from yanchat.config import LimitSettings
 from yanchat.errors import StoreUnavailable
 from yanchat.model import OpenId, Row
 from yanchat.node.ledger import AGAIN_AFTER, Ledger
@@ -28,6 +29,10 @@ class Loads:
         self._window, self._first_order = window, first_order
         self._wanted: dict[OpenId, list[tuple[Tray, TrayRows]]] = {}
         self._wake = trio.Event()
+
+    def apply(self, limits: LimitSettings) -> None:
+        """Hold what comes from now on to other limits."""
+        self._window = limits.window
 
     async def start(self) -> None:
         """Take up every user with anything open on disk."""

@@ -50,6 +50,10 @@ class Looks:
         self._calm: dict[OpenId, float] = {}
         self._routes: dict[OpenId, list[Place]] = {}
 
+    def apply(self, limits: LimitSettings) -> None:
+        """Hold what comes from now on to other limits."""
+        self._limits = limits
+
     async def run(self) -> None:
         """Look, as long as the node lives."""
         while True:
