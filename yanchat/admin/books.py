@@ -13,9 +13,10 @@ from starlette.routing import Route
 from yanchat.admin.accounts import show
 from yanchat.admin.answers import BadRequest, answer, number, openid
 from yanchat.admin.stories import tell
-from yanchat.model import OPEN, Row
+from yanchat.model import OPEN, MessageId, Row
 from yanchat.node.assembly import Assembly
 from yanchat.ports import Inbox, Outbox
+from yanchat.protocol.books import held
 from yanchat.protocol.ids import parse_message_id
 
 WRITTEN_WITHIN = 1.0
@@ -31,10 +32,7 @@ def book_routes(work: Assembly, outbox: Outbox, inbox: Inbox) -> list[Route]:
 
     async def trace(request: Request) -> Response:
         """The life of one message, as this node knows it; without events it does not."""
-        text = request.path_params["message_id"]
-        message_id = parse_message_id(text)
-        if message_id is None:
-            raise BadRequest(f"{text!r} is no message id: 32 hex digits, with or without dashes.")
+        message_id = _message_id(request)
         with trio.move_on_after(WRITTEN_WITHIN):
             await work.ledger.flushed()
         story = await books.story(message_id)
@@ -69,13 +67,27 @@ def book_routes(work: Assembly, outbox: Outbox, inbox: Inbox) -> list[Route]:
         page = await books.held_acks(*_page(request.query_params))
         return answer({"node": work.node, "acks": page})
 
+    async def entries(request: Request) -> Response:
+        """The rows and acks of one message, as the pages have them."""
+        story = await books.story(_message_id(request))
+        return answer({"node": work.node, "rows": list(map(held, story.rows)), "acks": story.acks})
+
     return [
         Route("/trace/{message_id}", trace),
         Route("/trace", requested),
         Route("/audit", audit),
         Route("/audit/rows", rows),
         Route("/audit/acks", acks),
+        Route("/audit/{message_id}", entries),
     ]
+
+
+def _message_id(request: Request) -> MessageId:
+    text = request.path_params["message_id"]
+    message_id = parse_message_id(text)
+    if message_id is None:
+        raise BadRequest(f"{text!r} is no message id: 32 hex digits, with or without dashes.")
+    return message_id
 
 
 def _page(query: Mapping[str, str]) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from yanchat.cli import bench, clients, demo, listen, outbox, redeliver, send, serve, servers, trace
+from yanchat.cli import audit, bench, clients, demo, listen, outbox, redeliver, send, serve, servers, trace
 from yanchat.cli.call import add_command, add_shared_options, flag
 from yanchat.cli.render import complain
 
@@ -48,6 +48,7 @@ def build() -> typer.Typer:
         ("Look around", clients.clients),
         ("Look around", outbox.outbox),
         ("Look around", trace.trace),
+        ("Look around", audit.audit),
         ("Look around", redeliver.redeliver),
         ("Try it", demo.demo),
         ("Try it", bench.bench),

@@ -19,8 +19,9 @@ from yanchat.admin.stories import Told, tell
 from yanchat.cli.nodes import Cluster
 from yanchat.cli.render import warn
 from yanchat.errors import NotFound, RegistryUnavailable, StoreUnavailable, Unreachable, YanchatError
+from yanchat.model import Node
 from yanchat.names import slug
-from yanchat.protocol.books import Held, HeldAck
+from yanchat.protocol.books import Held, HeldAck, held
 
 if TYPE_CHECKING:
     from yanchat.model import MessageId, NodeRecord, OpenId, SessionRecord
@@ -43,7 +44,7 @@ class Silent(NamedTuple):
 class Witness:
     """One node: its admin HTTP, if it runs, and its message table, if that is on this machine."""
 
-    def __init__(self, node: str, at: Path | Remote | None, file: Path | None, start: str = "") -> None:
+    def __init__(self, node: Node, at: Path | Remote | None, file: Path | None, start: str = "") -> None:
         self.node, self.start = node, start
         """`start`: the command that starts it here."""
         self._at, self._file = at, file
@@ -93,6 +94,20 @@ class Witness:
             {"after": after, "since": since, "limit": PAGE},
             lambda answer: _convert(answer["acks"], list[HeldAck]),
             lambda books: books.held_acks(after, since, PAGE),
+        )
+
+    async def entries(self, message_id: MessageId) -> tuple[list[Held], list[HeldAck]]:
+        """The rows and acks of one message."""
+
+        async def read(books: Books) -> tuple[list[Held], list[HeldAck]]:
+            story = await books.story(message_id)
+            return list(map(held, story.rows)), list(story.acks)
+
+        return await self._ask(
+            f"/audit/{message_id}",
+            {},
+            lambda answer: (_convert(answer["rows"], list[Held]), _convert(answer["acks"], list[HeldAck])),
+            read,
         )
 
     async def _ask(
@@ -159,7 +174,9 @@ class Witnesses:
         if registry is not None:
             self.silent.append(Silent("", f"Nodes of other machines are not known: {registry}"))
         for one in here:
-            self.asked.append(Witness(one.name, one.directory / "admin.sock", one.directory / "node.db", one.command))
+            self.asked.append(
+                Witness(Node(one.name), one.directory / "admin.sock", one.directory / "node.db", one.command)
+            )
         slugs = {one.directory.name for one in here}
         for record in self.records:
             if slug(record.node) not in slugs:

@@ -7,7 +7,7 @@ has one owner, what has moved away has come somewhere, and who has an ack of a m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -62,6 +62,14 @@ class Held(msgspec.Struct, frozen=True, array_like=True, gc=False):
     rank: int
     moved: bool
     adopted: bool
+
+
+def held(row: Row) -> Held:
+    """The row, as far as the books are concerned."""
+    one = row.envelope
+    return Held(
+        one.order, one.message_id, one.recipient, one.accepted_at, row.rank, row.moved_at > 0, row.adopted_at > 0
+    )
 
 
 class HeldAck(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -137,8 +145,3 @@ def judge(
             if not (known or purged):
                 return doubt(f"acked on {node} as a message of {origin}, which does not know it")
     return None
-
-
-def repeated(rows: Sequence[Held]) -> bool:
-    """Whether several nodes own it rightly: a request that was sent again to another node is one message."""
-    return sum(not row.moved for row in rows) > 1

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from yanchat.model import ACKED, GIVEN_UP, OPEN, AckEntry, MessageId, OpenId, Row
 from yanchat.ports import Books
-from yanchat.protocol.books import Account, ByState, Held, HeldAck, Story
+from yanchat.protocol.books import Account, ByState, Held, HeldAck, Story, held
 from yanchat.protocol.ids import COUNTER_BITS
 
 if TYPE_CHECKING:
@@ -38,22 +38,25 @@ class MemoryBooks(Books):
         rows = [row for row in await self._rows() if row.envelope.order >= since << COUNTER_BITS]
         ranks = Counter(row.rank for row in rows if not row.moved_at)
         moved = sum(row.moved_at > 0 for row in rows)
-        held = ByState(ranks[OPEN], ranks[ACKED], ranks[GIVEN_UP], moved)
+        there = ByState(ranks[OPEN], ranks[ACKED], ranks[GIVEN_UP], moved)
         if since:
             adopted = sum(row.adopted_at > 0 for row in rows)
-            return Account(len(rows) - adopted, adopted, None, held, ByState(), self._purged_before())
+            return Account(len(rows) - adopted, adopted, None, there, ByState(), self._purged_before())
         store = self._store
         purged = ByState(0, store.purged[ACKED], store.purged[GIVEN_UP], store.moved_ever - moved)
         counted = ByState(
-            held.pending, held.delivered + purged.delivered, held.expired + purged.expired, held.moved + purged.moved
+            there.pending,
+            there.delivered + purged.delivered,
+            there.expired + purged.expired,
+            there.moved + purged.moved,
         )
         adopted = store.adopted_ever
-        return Account(counted.all - adopted, adopted, counted, held, purged, self._purged_before())
+        return Account(counted.all - adopted, adopted, counted, there, purged, self._purged_before())
 
     async def held(self, after: int, since: int, limit: int) -> list[Held]:
         rows = [row for row in await self._rows() if row.envelope.order > after]
         wanted = [row for row in rows if row.envelope.order >= since << COUNTER_BITS][:limit]
-        return [_held(row) for row in wanted]
+        return [held(row) for row in wanted]
 
     async def held_acks(self, after: int, since: int, limit: int) -> list[HeldAck]:
         return [ack for ack in self._acks() if ack.place > after and ack.at >= since][:limit]
@@ -69,16 +72,3 @@ class MemoryBooks(Books):
     def _purged_before(self) -> int:
         last = self._store.last_purged
         return (last >> COUNTER_BITS) + 1 if last else 0
-
-
-def _held(row: Row) -> Held:
-    one = row.envelope
-    return Held(
-        one.order,
-        one.message_id,
-        one.recipient,
-        one.accepted_at,
-        row.rank,
-        row.moved_at > 0,
-        row.adopted_at > 0,
-    )
