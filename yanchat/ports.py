@@ -246,8 +246,11 @@ class Outbox(ABC):
         """
 
     @abstractmethod
-    async def open_rows(self, openid: OpenId, tray: Tray, limit: int) -> list[Row]:
-        """The oldest rows: open messages to this user, or settled messages from him that he has not been told of."""
+    async def open_rows(self, openid: OpenId, tray: Tray, limit: int, size: int) -> list[Row]:
+        """The oldest rows: open messages to this user, or settled messages from him that he has not been told of.
+
+        At most `limit`, and none behind that with which their texts have `size` characters together.
+        """
 
     @abstractmethod
     async def users_with_open_rows(self, after: str, limit: int) -> list[OpenId]:

@@ -94,7 +94,7 @@ async def test_a_full_disk_fails_the_call_whole_and_all_is_well_when_there_is_ro
         with pytest.raises(StoreUnavailable, match="full"):
             await store.add([message(3000, text="x" * 20_000)])
         assert (await store.totals()).pending == 2 * sent
-        assert len(await store.open_rows(CID, "messages", 9999)) == sent
+        assert len(await store.open_rows(CID, "messages", 9999, 1 << 30)) == sent
 
         ballast.unlink()
         assert await store.add([message(at, text="x" * 2000) for at in range(4000, 4100)]) == [[True]] * 100
@@ -211,7 +211,7 @@ async def test_no_question_but_a_persons_reads_the_table_from_end_to_end(path: P
         await store.known(keys)
         await store.ack([acked(by_order[0], THERE, own=True)])
         for tray in ("messages", "notices"):
-            await store.open_rows(BOB, tray, 9)
+            await store.open_rows(BOB, tray, 9, 9999)
         await store.users_with_open_rows("", 9)
         await store.waiting()
         await store.expired(9, 9, 9)

@@ -40,7 +40,7 @@ async def test_what_is_adopted_stands_here_as_it_stood_there(store: Store, reque
     came = await store.adopt([foreign(envelope, ACKED, GIVEN_UP)], 50)
     assert came == [replace(foreign(envelope, ACKED, GIVEN_UP), adopted_at=50)]
     assert await only(store, envelope) == came[0]
-    assert await store.open_rows(ANN, "notices", 9) == came
+    assert await store.open_rows(ANN, "notices", 9, 9999) == came
     assert await store.totals() == Totals(delivered=1, untold=1, adopted=1)
 
 
@@ -80,8 +80,8 @@ async def test_a_row_that_is_here_keeps_the_higher_rank_and_told(store: Store) -
 async def test_adopted_rows_wait_among_those_accepted_here_in_the_order_of_acceptance(store: Store) -> None:
     await store.add([message(at, text=f"{at}") for at in (2, 4)])
     await store.adopt([foreign(message(at, text=f"{at}")[0]) for at in (5, 1, 3)], 50)
-    assert [row.envelope.text for row in await store.open_rows(BOB, "messages", 9)] == ["1", "2", "3", "4", "5"]
-    assert [row.envelope.order for row in await store.open_rows(BOB, "messages", 9)] == [
+    assert [row.envelope.text for row in await store.open_rows(BOB, "messages", 9, 9999)] == ["1", "2", "3", "4", "5"]
+    assert [row.envelope.order for row in await store.open_rows(BOB, "messages", 9, 9999)] == [
         order_at(at) for at in range(1, 6)
     ]
 
@@ -170,8 +170,8 @@ async def test_a_moved_row_is_open_no_more(store: Store, request_id: str) -> Non
 
     assert await store.totals() == Totals(pending=1, moved=3)
     assert [row and (row.state, row.moved_at) for row in await store.find(keys)] == [("moved", 50)] * 3
-    assert [row.envelope for row in await store.open_rows(BOB, "messages", 9)] == stays
-    assert await store.open_rows(ANN, "notices", 9) == []
+    assert [row.envelope for row in await store.open_rows(BOB, "messages", 9, 9999)] == stays
+    assert await store.open_rows(ANN, "notices", 9, 9999) == []
     assert await store.users_with_open_rows("", 9) == [BOB]
     assert [waiting.rows for waiting in await store.waiting()] == [1]
     assert [row.envelope for row in await store.expired(99, 99, 9)] == stays
@@ -205,7 +205,7 @@ async def test_a_request_of_a_moved_message_is_known(store: Store) -> None:
     await store.add([message(1, request="r")])
     await store.moved([message(1, request="r")[0].key], 50)
     assert await store.add([message(2, request="r")]) == [[False]]
-    assert await store.open_rows(BOB, "messages", 9) == []
+    assert await store.open_rows(BOB, "messages", 9, 9999) == []
 
 
 async def test_purge_removes_old_moved_rows_in_whatever_rank(store: Store) -> None:
@@ -234,7 +234,7 @@ async def test_a_row_that_was_moved_away_comes_back(store: Store) -> None:
         Row(envelopes[1], ACKED, attempts=2, sent_at=10, arrived_at=11, settled_at=12, adopted_at=60),
     ]
     assert await store.find(keys) == list(came)
-    assert [row.envelope for row in await store.open_rows(BOB, "messages", 9)] == envelopes[:1]
+    assert [row.envelope for row in await store.open_rows(BOB, "messages", 9, 9999)] == envelopes[:1]
     assert await store.totals() == Totals(pending=1, delivered=1, untold=1)
     assert await store.adopt(theirs, 70) == []
     await store.moved(keys, 80)

@@ -9,7 +9,7 @@ from tests.contracts.backends import Store, Table
 from tests.contracts.examples import ANN, BOB, CID, DAY, THERE, acked, message, order_at
 from yanchat.errors import StoreUnavailable
 from yanchat.model import ACKED, GIVEN_UP, OPEN, Envelope, MessageId, Row, Step, Totals
-from yanchat.ports import RowFilter, Waiting
+from yanchat.ports import RowFilter, Tray, Waiting
 
 
 async def only(store: Store, envelope: Envelope) -> Row:
@@ -33,19 +33,19 @@ async def test_a_request_repeated_later_is_the_same_message(store: Store) -> Non
     assert await store.add([[first]]) == [[True]]
     assert await store.add([message(3), [again]]) == [[True], [False]]
     assert (await only(store, again)).envelope == first
-    assert len(await store.open_rows(BOB, "messages", 9)) == 2
+    assert len(await store.open_rows(BOB, "messages", 9, 9999)) == 2
 
 
 async def test_a_request_repeated_in_one_call_is_the_same_message(store: Store) -> None:
     first, again = message(1, request="r-1"), message(2, request="r-1")
     assert await store.add([first, again, first]) == [[True], [False], [False]]
-    assert [row.envelope for row in await store.open_rows(BOB, "messages", 9)] == first
+    assert [row.envelope for row in await store.open_rows(BOB, "messages", 9, 9999)] == first
 
 
 async def test_a_request_repeated_for_more_recipients_is_news_for_those(store: Store) -> None:
     await store.add([message(1, BOB, request="r-1")])
     assert await store.add([message(2, CID, BOB, ANN, request="r-1")]) == [[True, False, True]]
-    (row,) = await store.open_rows(BOB, "messages", 9)
+    (row,) = await store.open_rows(BOB, "messages", 9, 9999)
     assert row.envelope.order == order_at(1)
 
 
@@ -149,11 +149,11 @@ async def test_an_ack_after_expiry_still_counts(store: Store) -> None:
     (envelope,) = message(1)
     await store.add([[envelope]])
     await store.record([Step(envelope.order, GIVEN_UP, GIVEN_UP, settled_at=10, told_at=11)])
-    assert await store.open_rows(ANN, "notices", 9) == []
+    assert await store.open_rows(ANN, "notices", 9, 9999) == []
     await store.record([Step(envelope.order, ACKED, settled_at=20)])
     row = await only(store, envelope)
     assert (row.state, row.settled_at) == ("delivered", 20)
-    assert await store.open_rows(ANN, "notices", 9) == [row]
+    assert await store.open_rows(ANN, "notices", 9, 9999) == [row]
 
 
 async def test_a_step_of_an_unknown_row_changes_nothing(store: Store) -> None:
@@ -188,27 +188,38 @@ async def test_settle_answers_the_rows_that_rose_as_they_were(store: Store) -> N
 async def test_open_messages_come_oldest_first_and_leave_when_settled(store: Store) -> None:
     messages = [message(at, request="r" if at == 2 else "", text=f"{at}") for at in (3, 1, 2)]
     await store.add([*messages, message(4, CID)])
-    texts = [row.envelope.text for row in await store.open_rows(BOB, "messages", 9)]
+    texts = [row.envelope.text for row in await store.open_rows(BOB, "messages", 9, 9999)]
     assert texts == ["1", "2", "3"]
-    assert [row.envelope.text for row in await store.open_rows(BOB, "messages", 2)] == ["1", "2"]
+    assert [row.envelope.text for row in await store.open_rows(BOB, "messages", 2, 9999)] == ["1", "2"]
     await store.record([Step(order_at(1), ACKED), Step(order_at(2), GIVEN_UP)])
-    assert [row.envelope.text for row in await store.open_rows(BOB, "messages", 9)] == ["3"]
+    assert [row.envelope.text for row in await store.open_rows(BOB, "messages", 9, 9999)] == ["3"]
+
+
+@pytest.mark.parametrize("tray", ["messages", "notices"])
+async def test_open_rows_end_with_the_one_that_makes_them_large_enough(store: Store, tray: Tray) -> None:
+    """So a caller knows whether there is more, and gets one at least, however large."""
+    await store.add([message(at, sender=BOB, text="ö" * 10) for at in (1, 2, 3)])
+    if tray == "notices":
+        await store.record([Step(order_at(at), ACKED) for at in (1, 2, 3)])
+    for size, count in ((1 << 40, 3), (21, 3), (20, 2), (11, 2), (10, 1), (1, 1), (0, 1)):
+        assert len(await store.open_rows(BOB, tray, 9, size)) == count
+    assert await store.open_rows(CID, tray, 9, 0) == []
 
 
 async def test_notices_wait_for_the_sender_until_he_knows_the_rank(store: Store) -> None:
     await store.add([message(1), message(2), message(3, sender=CID)])
     await store.record([Step(order_at(at), ACKED) for at in (3, 2, 1)])
-    assert [row.envelope.order for row in await store.open_rows(ANN, "notices", 9)] == [order_at(1), order_at(2)]
-    assert [row.envelope.order for row in await store.open_rows(ANN, "notices", 1)] == [order_at(1)]
+    assert [row.envelope.order for row in await store.open_rows(ANN, "notices", 9, 9999)] == [order_at(1), order_at(2)]
+    assert [row.envelope.order for row in await store.open_rows(ANN, "notices", 1, 9999)] == [order_at(1)]
     await store.record([Step(order_at(1), told=ACKED), Step(order_at(2), told=GIVEN_UP)])
-    assert [row.envelope.order for row in await store.open_rows(ANN, "notices", 9)] == [order_at(2)]
+    assert [row.envelope.order for row in await store.open_rows(ANN, "notices", 9, 9999)] == [order_at(2)]
 
 
 async def test_a_sender_who_wants_no_notice_is_never_owed_one(store: Store) -> None:
     quiet = [message(1), message(2, request="r")]
     await store.add([*quiet, message(3)], quiet={first.message_id for first, in quiet})
     await store.record([Step(order_at(1), ACKED), Step(order_at(2), GIVEN_UP), Step(order_at(3), ACKED)])
-    assert [row.envelope.order for row in await store.open_rows(ANN, "notices", 9)] == [order_at(3)]
+    assert [row.envelope.order for row in await store.open_rows(ANN, "notices", 9, 9999)] == [order_at(3)]
     assert await store.totals() == Totals(delivered=2, expired=1, untold=1)
 
 

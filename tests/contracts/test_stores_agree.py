@@ -152,7 +152,7 @@ class Pair:
         await self.both(lambda store: store.users_with_open_rows(ANN, 2))
         for user in USERS:
             for tray in ("messages", "notices"):
-                await self.both(lambda store, user=user, tray=tray: store.open_rows(user, tray, 3))
+                await self.both(lambda store, user=user, tray=tray: store.open_rows(user, tray, 3, 9999))
         for message_id in {message_id for message_id, _ in self.keys}:
             await self.both(
                 lambda store, message_id=message_id: store.recipients(message_id),

@@ -62,7 +62,7 @@ RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
         calm.test_older_rows_come_before_those_in_flight_without_upsetting_the_window,
         Mutation(
             mailbox,
-            "            self.changed |= self.mixed\n",
+            "                self.changed |= self.mixed\n",
             "",
             "rows in flight behind older ones are counted as within the window",
         ),

@@ -214,7 +214,7 @@ async def a_late_transition_never_overwrites_a_later_state() -> None:
         await greeted(ann, bob)
         ann.write("bob", "hello")
         await bob.until(lambda bob: bob.texts == ["hello"])
-        stale = await n1.store.open_rows(OpenId("bob"), "messages", 10)
+        stale = await n1.store.open_rows(OpenId("bob"), "messages", 10, 9999)
         bob.ack(bob.messages[0])
         await ann.until(lambda ann: len(ann.told) == 1)
         assert await n1.work.settlement.bury(stale) == 0
@@ -261,7 +261,7 @@ RULES = {
         newer_messages_queue_behind_older_ones,
         Mutation(
             mailbox,
-            "if self.complete and not self.loading and len(self.rows) < HELD_AT_MOST:",
+            "if self.complete and not self.loading and self.held.has_room(len(self.rows), self.size):",
             "if True:",
             "a row is sent at once even if older rows of its recipient still wait",
         ),

@@ -9,7 +9,7 @@ from yanchat.config import LimitSettings
 from yanchat.errors import StoreUnavailable
 from yanchat.model import OpenId, Row
 from yanchat.node.ledger import AGAIN_AFTER, Ledger
-from yanchat.node.mailbox import HELD_AT_MOST, Item, Mailbox, TrayRows
+from yanchat.node.mailbox import Bounds, Item, Mailbox, TrayRows
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.ports import Outbox, Tray
 from yanchat.telemetry import Counters
@@ -23,7 +23,7 @@ class Loads:
     """`want` marks a mailbox whose window has room for rows that are on disk alone; `run` reads and nudges it."""
 
     def __init__(
-        self, outbox: Outbox, ledger: Ledger, mailboxes: Mailboxes, counters: Counters, window: int, first_order: int
+        self, outbox: Outbox, ledger: Ledger, mailboxes: Mailboxes, counters: Counters, window: Bounds, first_order: int
     ) -> None:
         self._outbox, self._ledger, self._mailboxes, self._counters = outbox, ledger, mailboxes, counters
         self._window, self._first_order = window, first_order
@@ -77,7 +77,7 @@ class Loads:
 
     async def _load(self, openid: OpenId, name: Tray, tray: TrayRows, failed: list[TrayRows]) -> None:
         try:
-            rows = await self._outbox.open_rows(openid, name, HELD_AT_MOST)
+            rows = await self._outbox.open_rows(openid, name, *tray.held)
         except StoreUnavailable as error:
             structlog.get_logger().warning("mailbox.load_failed", error=str(error))
             self._counters.store_failed += 1
@@ -85,7 +85,7 @@ class Loads:
             return
         items = self._mailboxes.items
         found = [items.get(row.envelope.key) or Item.read(row, self._sent_before(row)) for row in rows]
-        for item in tray.end_load(found, HELD_AT_MOST):
+        for item in tray.end_load(found):
             items[item.key] = item
 
     def _sent_before(self, row: Row) -> bool:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 from yanchat.config import LimitSettings
 from yanchat.model import OPEN, Envelope, Notice, OpenId, Place, Row, Step
 from yanchat.ports import Tray
 
-HELD_AT_MOST = 256
+HELD_WINDOWS = 4
+"""How many windows of rows a tray has in memory; the others are on disk alone."""
 NEVER = float("inf")
 SHORTEST_BACKOFF, LONGEST_BACKOFF = 0.05, 5.0
 
@@ -80,17 +82,51 @@ class Item:
         )
 
 
+class Bounds(NamedTuple):
+    """Of rows: how many, and the characters of all their texts."""
+
+    rows: int
+    size: int
+
+    def has_room(self, rows: int, size: int) -> bool:
+        """Whether one more may come to so many."""
+        return rows < self.rows and (size < self.size or not rows)
+
+
+def window_of(limits: LimitSettings) -> Bounds:
+    return Bounds(limits.window, limits.window_bytes)
+
+
+def held_of(limits: LimitSettings) -> Bounds:
+    """What a tray has in memory. Never less than a window, or it would be read again and again."""
+    return Bounds(HELD_WINDOWS * limits.window, HELD_WINDOWS * limits.window_bytes)
+
+
 class TrayRows:
     """The oldest rows of one tray, by order; those in flight come first.
 
     While a load is under way, `missed` and `left` say what it cannot know.
     """
 
-    __slots__ = ("changed", "complete", "flying", "flying_bytes", "left", "loading", "missed", "mixed", "rows")
+    __slots__ = (
+        "changed",
+        "complete",
+        "flying",
+        "flying_bytes",
+        "held",
+        "left",
+        "loading",
+        "missed",
+        "mixed",
+        "rows",
+        "size",
+    )
 
-    def __init__(self, complete: bool) -> None:
+    def __init__(self, complete: bool, held: Bounds) -> None:
         self.rows: dict[int, Item] = {}
-        self.complete = complete
+        self.size = 0
+        """Of the texts of all rows."""
+        self.complete, self.held = complete, held
         self.flying = self.flying_bytes = 0
         """How many of the first rows are within the window, and the size of their texts."""
         self.changed = False
@@ -115,8 +151,9 @@ class TrayRows:
         if item.envelope.order in self.rows:
             self.rows[item.envelope.order], self.changed = item, True
             return True
-        if self.complete and not self.loading and len(self.rows) < HELD_AT_MOST:
+        if self.complete and not self.loading and self.held.has_room(len(self.rows), self.size):
             self.rows[item.envelope.order] = item
+            self.size += len(item.envelope.text)
             return True
         self.miss()
         return False
@@ -127,25 +164,29 @@ class TrayRows:
 
     def drop(self, order: int) -> None:
         item = self.rows.pop(order, None)
-        if item is not None and item.sent:
-            self.flying -= 1
-            self.flying_bytes -= len(item.envelope.text)
-            self.changed |= self.mixed
+        if item is not None:
+            self.size -= len(item.envelope.text)
+            if item.sent:
+                self.flying -= 1
+                self.flying_bytes -= len(item.envelope.text)
+                self.changed |= self.mixed
         if self.loading:
             self.left.add(order)
 
     def start_load(self) -> None:
         self.loading, self.missed, self.left = True, False, set()
 
-    def end_load(self, items: Sequence[Item], limit: int) -> list[Item]:
-        """Merge what was read (at most `limit`, oldest first); the items that are new here."""
+    def end_load(self, items: Sequence[Item]) -> list[Item]:
+        """Merge what was read, oldest first, up to what is held; the items that are new here."""
         new = [item for item in items if item.envelope.order not in self.rows and item.envelope.order not in self.left]
         last_in_flight = max((order for order, item in self.rows.items() if item.sent), default=0)
         self.mixed |= any(item.envelope.order < last_in_flight for item in new)
         for item in new:
             self.rows[item.envelope.order] = item
+            self.size += len(item.envelope.text)
         self.rows = dict(sorted(self.rows.items()))
-        self.complete = len(items) < limit and not self.missed
+        read = sum(len(item.envelope.text) for item in items)
+        self.complete = not self.missed and self.held.has_room(len(items), read)
         self.loading, self.left, self.changed = False, set(), True
         return new
 
@@ -153,8 +194,8 @@ class TrayRows:
         """The store could not be read."""
         self.complete = self.loading = False
 
-    def wants_load(self, window: int) -> bool:
-        return not self.complete and not self.loading and len(self.rows) < window
+    def wants_load(self, window: Bounds) -> bool:
+        return not self.complete and not self.loading and window.has_room(len(self.rows), self.size)
 
 
 class Mailbox:
@@ -174,9 +215,9 @@ class Mailbox:
         "route",
     )
 
-    def __init__(self, openid: OpenId, complete: bool) -> None:
+    def __init__(self, openid: OpenId, complete: bool, held: Bounds) -> None:
         self.openid = openid
-        self.messages, self.notices = TrayRows(complete), TrayRows(complete)
+        self.messages, self.notices = TrayRows(complete, held), TrayRows(complete, held)
         self.route: list[Place] = []
         self._filled: list[Place] = []
         self.calm_until = self._backoff = 0.0

@@ -13,7 +13,7 @@ import trio
 from yanchat.model import ACKED, OPEN, Envelope, Key, Node, OpenId, Place, Row
 from yanchat.node.backlog import Backlog
 from yanchat.node.hub import Hub
-from yanchat.node.mailbox import Item, Mailbox
+from yanchat.node.mailbox import Bounds, Item, Mailbox
 from yanchat.telemetry import Counters
 
 ROUND = 1000
@@ -27,8 +27,8 @@ GRACE = 1.0
 class Mailboxes:
     """`now` in monotonic seconds."""
 
-    def __init__(self, hub: Hub, backlog: Backlog, counters: Counters, now: Callable[[], float]) -> None:
-        self._hub, self._backlog, self._counters, self._now = hub, backlog, counters, now
+    def __init__(self, hub: Hub, backlog: Backlog, counters: Counters, now: Callable[[], float], held: Bounds) -> None:
+        self._hub, self._backlog, self._counters, self._now, self._held = hub, backlog, counters, now, held
         self.boxes: dict[OpenId, Mailbox] = {}
         self.items: dict[Key, Item] = {}
         self.awaited: dict[OpenId, bool] = {}
@@ -213,7 +213,7 @@ class Mailboxes:
         """The user's mailbox, made when there is none."""
         box = self.boxes.get(openid)
         if box is None:
-            box = self.boxes[openid] = Mailbox(openid, complete=openid not in self.awaited)
+            box = self.boxes[openid] = Mailbox(openid, openid not in self.awaited, self._held)
         return box
 
     def forget(self, box: Mailbox) -> None:

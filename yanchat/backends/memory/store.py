@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 import trio
@@ -127,10 +128,13 @@ class MemoryStore(Outbox, Inbox):
                 told_at=step.told_at if step.told > row.told else row.told_at,
             )
 
-    async def open_rows(self, openid: OpenId, tray: Tray, limit: int) -> list[Row]:
+    async def open_rows(self, openid: OpenId, tray: Tray, limit: int, size: int) -> list[Row]:
         if tray == "messages":
-            return await self._select(lambda row: _open(row) and row.envelope.recipient == openid, limit)
-        return await self._select(lambda row: _untold(row) and row.envelope.sender == openid, limit)
+            found = await self._select(lambda row: _open(row) and row.envelope.recipient == openid, limit)
+        else:
+            found = await self._select(lambda row: _untold(row) and row.envelope.sender == openid, limit)
+        before = accumulate((len(row.envelope.text) for row in found), initial=0)
+        return [row for row, read in zip(found, before, strict=False) if read < size or row is found[0]]
 
     async def users_with_open_rows(self, after: str, limit: int) -> list[OpenId]:
         def work() -> list[OpenId]:

@@ -80,8 +80,19 @@ class Store(Outbox, Inbox):
     async def settle(self, keys: Sequence[Key], *, rank: int, told: int, at: int) -> list[Row]:
         return await self._lane.run(lambda db: rows.settle(db, keys, rank, told, at))
 
-    async def open_rows(self, openid: OpenId, tray: Tray, limit: int) -> list[Row]:
-        return await self._rows(_TRAYS[tray], openid, limit)
+    async def open_rows(self, openid: OpenId, tray: Tray, limit: int, size: int) -> list[Row]:
+        sql = f"SELECT {rows.COLUMNS} FROM outbox {_TRAYS[tray]}"
+
+        def work(db: Database) -> list[Row]:
+            found, left = list[Row](), size
+            for columns in db.execute(sql, (openid, limit)):  # what is not asked for is not read
+                found.append(rows.row(columns))
+                left -= len(found[-1].envelope.text)
+                if left <= 0:
+                    break
+            return found
+
+        return await self._read(work)
 
     async def users_with_open_rows(self, after: str, limit: int) -> list[OpenId]:
         return await self._read(lambda db: [OpenId(user) for (user,) in db.execute(_USERS, (after, limit))])
