@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from tests.node.cluster import Client, Cluster
+from tests.node.cluster import Cluster, greeted
 from yanchat.adoption import Moved, Run
 from yanchat.model import Node, Row
 from yanchat.ports import Bus, RowFilter
@@ -24,11 +24,6 @@ async def adopt(cluster: Cluster, dead: str = "n1", into: str = "n2") -> Moved:
     async with in_the_name_of(cluster, dead) as bus:
         store = cluster.stores[dead]
         return await Run(Node(f"{dead}:1"), Node(f"{into}:1"), store, store, cluster.registry.view(), bus).move()
-
-
-async def greeted(*clients: Client) -> None:
-    for client in clients:
-        await client.until(lambda client: client.hello is not None)
 
 
 async def left_behind(cluster: Cluster, *texts: str, to: str = "bob") -> None:

@@ -247,6 +247,12 @@ async def open_cluster(
         nursery.cancel_scope.cancel()
 
 
+async def greeted(*clients: Client) -> None:
+    """Wait until each has its hello."""
+    for client in clients:
+        await client.until(lambda client: client.hello is not None)
+
+
 def pushes(cluster: Cluster, name: str) -> list[dict[str, Any]]:
     """The messages that stand in a node's topic."""
     log = cluster.bus.logs[Node(f"{name}:1"), "message"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import trio
 
-from tests.node.adopting import adopt, greeted, left_behind, settled, the_only_row
-from tests.node.cluster import is_push, open_cluster, pushes
+from tests.node.adopting import adopt, left_behind, settled, the_only_row
+from tests.node.cluster import greeted, is_push, open_cluster, pushes
 from yanchat.config import LimitSettings, RedeliverySettings
 from yanchat.model import ACKED, Node, Totals
 from yanchat.protocol.records import Acked, Told

@@ -10,8 +10,8 @@ import pytest
 import trio
 from msgspec.structs import replace
 
-from tests.node.adopting import adopt, greeted, left_behind, settled, the_only_row
-from tests.node.cluster import EPOCH_MS, Client, open_cluster
+from tests.node.adopting import adopt, left_behind, settled, the_only_row
+from tests.node.cluster import EPOCH_MS, Client, greeted, open_cluster
 from yanchat.adoption import ANSWERED_WITHIN
 from yanchat.config import RedeliverySettings
 from yanchat.errors import Unreachable

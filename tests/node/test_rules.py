@@ -8,18 +8,12 @@ from typing import NamedTuple
 import pytest
 import trio
 
-from tests.node.cluster import Client, is_push, open_cluster, pushes
+from tests.node.cluster import greeted, is_push, open_cluster, pushes
 from tests.node.mutation import Mutation, left_out
 from yanchat.backends.memory import registry as memory_registry
 from yanchat.model import Node, OpenId
 from yanchat.node import assembly, claims, delivery, hub, intake, lease, looks, mailbox, mailboxes
 from yanchat.protocol.records import Pull
-
-
-async def greeted(*clients: Client) -> None:
-    """Wait for the hello of each."""
-    for client in clients:
-        await client.until(lambda client: client.hello is not None)
 
 
 async def who_comes_while_he_is_awaited_is_found() -> None:
