@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 
 from tests.node.cluster import greeted, open_cluster, pushes
 from yanchat.config import LimitSettings
+from yanchat.model import OpenId, Row
 from yanchat.protocol import client_frames
 
 
@@ -103,3 +106,57 @@ async def test_more_notices_than_a_window_are_all_told(autojump_clock: object) -
         await trio.sleep(60)
         assert len(ann.told) == 400
         assert len(pushes(cluster, "n2")) == 400
+
+
+async def test_what_waits_for_who_acks_nothing_is_in_memory_as_far_as_it_is_small(
+    autojump_clock: object,
+) -> None:
+    """Four windows of large texts, and no more; when he acks, the others follow, in order, and once."""
+    limits = LimitSettings(window=8, window_bytes=100_000, message_size=100_000)
+    async with open_cluster("n1", "n2", limits=limits) as cluster:
+        mailboxes = cluster.nodes["n1"].work.mailboxes
+        ann, bob = await cluster.nodes["n1"].login("ann"), await cluster.nodes["n2"].login("bob", acks=False)
+        await greeted(ann, bob)
+        for number in range(30):
+            ann.write("bob", f"{number:02}" + "x" * 50_000)
+        await bob.until(lambda bob: len(bob.texts) == 1)
+        await trio.sleep(60)
+        held = sum(len(item.envelope.text) for item in mailboxes.items.values())
+        assert 300_000 < held < 460_000
+        assert mailboxes.boxes[OpenId("bob")].messages.size == held
+        bob.acks = True
+        for message in bob.messages:
+            bob.ack(message)
+        await ann.until(lambda ann: len(ann.told) == 30, within=60)
+        assert list(dict.fromkeys(text[:2] for text in bob.texts)) == [f"{number:02}" for number in range(30)]
+        await trio.sleep(60)
+        assert mailboxes.boxes == {}
+
+
+@pytest.mark.parametrize("limits", [LimitSettings(window=500), LimitSettings(window_bytes=1), LimitSettings(window=1)])
+async def test_whatever_the_window_nothing_is_read_again_and_again(
+    limits: LimitSettings, autojump_clock: object
+) -> None:
+    """A user who acks nothing has his window, and the table is left alone."""
+    async with open_cluster("n1", limits=limits) as cluster:
+        n1 = cluster.nodes["n1"]
+        ann, bob = await n1.login("ann"), await n1.login("bob", acks=False)
+        await greeted(ann, bob)
+        for number in range(600):
+            ann.write("bob", f"{number:03}")
+        await trio.sleep(2)
+        reads, read = 0, n1.store.open_rows
+
+        async def count(*what: Any) -> list[Row]:
+            nonlocal reads
+            reads += 1
+            return await read(*what)
+
+        n1.store.open_rows = count  # type: ignore[method-assign]
+        await trio.sleep(300)
+        assert reads < 20  # everybody is looked at once a minute
+        bob.acks = True
+        for message in bob.messages:
+            bob.ack(message)
+        await ann.until(lambda ann: len(ann.told) == 600, within=1000)
+        assert list(dict.fromkeys(bob.texts)) == [f"{number:03}" for number in range(600)]
