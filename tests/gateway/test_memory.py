@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from tests.gateway.conftest import Gate, Start
-from tests.gateway.raw import Raw, talker
+from tests.gateway.raw import Raw, send, talker, text
 from tests.running import wait_until
 from yanchat.gateway.admission import allow_descriptors
 
@@ -39,3 +39,19 @@ def test_half_a_handshake_costs_less_than_a_session(start: Start) -> None:
             client.say(client.request(f"half-{n}")[:-2])
         wait_until(lambda: gate.sockets() == 1001, "all are in")
         assert (gate.resident() - before) / 1000 < MOST
+
+
+def test_users_who_ack_nothing_of_large_texts_cost_a_few_windows(start: Start) -> None:
+    """Six users, 250 texts of 60 KB for each: 90 MB, of which a fraction is in memory."""
+    gate = start(bytes_per_second=0)
+    users = [f"mute-{n}" for n in range(6)]
+    with ExitStack() as clients:
+        mute = [clients.enter_context(talker(gate.url, user)) for user in users]
+        sender = clients.enter_context(talker(gate.url, "loud"))
+        before = gate.resident()
+        for n in range(1500):
+            sender.say(text(send(users[n % 6], "x" * 60_000)))
+            assert sender.json(0)["status"] == 200
+        for client in mute:
+            client.json(2)
+        assert gate.resident() - before < 40 << 20
