@@ -217,7 +217,7 @@ async def test_notices_wait_for_the_sender_until_he_knows_the_rank(store: Store)
 
 async def test_a_sender_who_wants_no_notice_is_never_owed_one(store: Store) -> None:
     quiet = [message(1), message(2, request="r")]
-    await store.add([*quiet, message(3)], quiet={first.message_id for first, in quiet})
+    await store.add([*quiet, message(3)], quiet={first.message_id for (first,) in quiet})
     await store.record([Step(order_at(1), ACKED), Step(order_at(2), GIVEN_UP), Step(order_at(3), ACKED)])
     assert [row.envelope.order for row in await store.open_rows(ANN, "notices", 9, 9999)] == [order_at(3)]
     assert await store.totals() == Totals(delivered=2, expired=1, untold=1)

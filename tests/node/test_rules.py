@@ -300,10 +300,9 @@ RULES = {
         the_receipt_comes_after_the_commit,
         Mutation(
             intake,
-            "        return self._put(_Waiting(session, send, envelopes, None))\n",
-            "        waiting = _Waiting(session, send, envelopes, None)\n"
-            "        session.outlet.send(self._answer(waiting, None, self._dates(now)))\n"
-            "        return self._put(waiting)\n",
+            "        waiting = _Waiting(session, send, self._envelopes(sender, session.record.user_name, send), None)\n",
+            "        waiting = _Waiting(session, send, self._envelopes(sender, session.record.user_name, send), None)\n"
+            "        session.outlet.send(self._answer(waiting, None, self._dates(self._clock.wall())))\n",
             "receipt before the commit",
         ),
     ),

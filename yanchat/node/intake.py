@@ -6,7 +6,7 @@ import trio
 
 from yanchat.config import LimitSettings
 from yanchat.errors import Refused, StoreUnavailable
-from yanchat.model import Envelope, MessageId
+from yanchat.model import Envelope, MessageId, OpenId
 from yanchat.node.backlog import Backlog
 from yanchat.node.hub import Session
 from yanchat.node.mailboxes import Mailboxes
@@ -22,13 +22,35 @@ from yanchat.telemetry import Counters, Episode
 MAX_BATCH = 500
 
 
+class _Pushed:
+    """A message that no session has sent: who brought it waits for its end."""
+
+    __slots__ = ("done", "news", "notify", "refused")
+
+    def __init__(self, notify: bool) -> None:
+        self.notify, self.done = notify, trio.Event()
+        self.refused: Refused | None = None
+        self.news: list[bool] = []
+
+    def end(self, refused: Refused | None, news: list[bool]) -> None:
+        self.refused, self.news = refused, news
+        self.done.set()
+
+
 class _Waiting:
-    """One answer that a client waits for: a message to be stored, or a refusal that must not overtake one."""
+    """One answer that is waited for: to a message that is to be stored, or a refusal that must not overtake one."""
 
-    __slots__ = ("envelopes", "refusal", "send", "session")
+    __slots__ = ("by", "envelopes", "refusal", "send")
 
-    def __init__(self, session: Session, send: Send | None, envelopes: list[Envelope], refusal: Refusal | None) -> None:
-        self.session, self.send, self.envelopes, self.refusal = session, send, envelopes, refusal
+    def __init__(
+        self, by: Session | _Pushed, send: Send | None, envelopes: list[Envelope], refusal: Refusal | None
+    ) -> None:
+        self.by, self.send, self.envelopes, self.refusal = by, send, envelopes, refusal
+
+    @property
+    def quiet(self) -> bool:
+        """The sender wants no notice."""
+        return type(self.by) is _Pushed and not self.by.notify
 
     @property
     def size(self) -> int:
@@ -77,6 +99,27 @@ class Intake:
             self._backlog.check(sender, send.recipients)
         except Refused as refused:
             return self.refuse(session, Refusal(refused, send.text, send.request_id))
+        waiting = _Waiting(session, send, self._envelopes(sender, session.record.user_name, send), None)
+        self._put(waiting)
+        return session.expect(self._inflight, waiting.size)
+
+    async def push(self, sender: OpenId, send: Send, *, notify: bool) -> tuple[MessageId, list[bool]]:
+        """Store a message that no session has sent; its id, and for each recipient: was it news?
+
+        Returns when it is on disk. Refused (429, 503): nothing of it is stored. Cancelled: it may have been, and may be
+        repeated with its request id.
+        """
+        self._backlog.check(sender, send.recipients)
+        pushed = _Pushed(notify)
+        envelopes = self._envelopes(sender, sender, send)
+        self._put(_Waiting(pushed, send, envelopes, None))
+        await pushed.done.wait()
+        if pushed.refused is not None:
+            raise pushed.refused
+        return envelopes[0].message_id, pushed.news
+
+    def _envelopes(self, sender: OpenId, name: str, send: Send) -> list[Envelope]:
+        """The message as it is to be stored; from here on it counts as waiting."""
         now = self._clock.wall()
         order = self._orders.take(now, len(send.recipients))
         if send.request_id is None:
@@ -85,24 +128,24 @@ class Intake:
         else:
             request_id = send.request_id
             message_id = message_id_from_request(sender, request_id, send.file_type, send.text)
-        name = session.record.user_name
         envelopes = [
             Envelope(order + n, message_id, recipient, sender, name, request_id, send.text, send.file_type, now)
             for n, recipient in enumerate(send.recipients)
         ]
         for envelope in envelopes:
             self._backlog.add(sender, envelope.recipient)
-        return self._put(_Waiting(session, send, envelopes, None))
+        return envelopes
 
     def refuse(self, session: Session, refusal: Refusal) -> bool:
         """Answer that nothing is stored, behind the answers that are still to come."""
-        return self._put(_Waiting(session, None, [], refusal))
+        waiting = _Waiting(session, None, [], refusal)
+        self._put(waiting)
+        return session.expect(self._inflight, waiting.size)
 
-    def _put(self, waiting: _Waiting) -> bool:
+    def _put(self, waiting: _Waiting) -> None:
         self._queue.append(waiting)
         self._submitted += 1
         self._wake.set()
-        return waiting.session.expect(self._inflight, waiting.size)
 
     async def run(self) -> None:
         """Store what is queued, as long as the node lives."""
@@ -133,11 +176,12 @@ class Intake:
 
     async def _store(self, batch: list[_Waiting]) -> None:
         messages = [waiting.envelopes for waiting in batch if waiting.envelopes]
+        quiet = {waiting.envelopes[0].message_id for waiting in batch if waiting.quiet}
         failed: Refused | None = None
         news: list[list[bool]] = []
         if messages:
             try:
-                news = await self._outbox.add(messages)
+                news = await self._outbox.add(messages, quiet=quiet)
                 self._storing.worked()
             except StoreUnavailable as error:
                 self._storing.failed(error)
@@ -147,17 +191,16 @@ class Intake:
         date = self._dates(now)
         accepted: list[Envelope] = []
         for waiting in batch:
-            session = waiting.session
-            session.answer(self._answer(waiting, failed, date), self._inflight, waiting.size)
-            if waiting.refusal is not None and waiting.refusal.hang_up:
-                session.outlet.close(1008, "three frames in a row were not understood")
+            rows = next(stored, []) if waiting.envelopes else []
+            session = self._end(waiting, failed, rows, date)
             if waiting.envelopes:
-                for envelope, new in zip(waiting.envelopes, next(stored, []), strict=False):
+                for envelope, new in zip(waiting.envelopes, rows, strict=False):
                     if new:
                         accepted.append(envelope)
                     else:
                         self._counters.duplicates += 1
-                        self._repeats.again(session, envelope.key)
+                        if session is not None:
+                            self._repeats.again(session, envelope.key)
                         self._backlog.remove(envelope.sender, envelope.recipient)
                 if failed is not None:
                     for envelope in waiting.envelopes:
@@ -167,7 +210,18 @@ class Intake:
             self._counters.accept_batch.observe(len(messages))
         for envelope in accepted:
             self._counters.accept_ms.observe(now - envelope.accepted_at)
-            self._mailboxes.accepted(envelope)
+            self._mailboxes.accepted(envelope, quiet=envelope.message_id in quiet)
+
+    def _end(self, waiting: _Waiting, failed: Refused | None, news: list[bool], date: bytes) -> Session | None:
+        """Answer whoever waits; the session, if it is one."""
+        by, frame = waiting.by, self._answer(waiting, failed, date)
+        if isinstance(by, _Pushed):
+            by.end(failed, news)
+            return None
+        by.answer(frame, self._inflight, waiting.size)
+        if waiting.refusal is not None and waiting.refusal.hang_up:
+            by.outlet.close(1008, "three frames in a row were not understood")
+        return by
 
     def _answer(self, waiting: _Waiting, failed: Refused | None, date: bytes) -> bytes:
         send, refusal = waiting.send, waiting.refusal

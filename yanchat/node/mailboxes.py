@@ -63,9 +63,11 @@ class Mailboxes:
     def is_nudged(self, openid: OpenId) -> bool:
         return openid in self._nudged
 
-    def accepted(self, envelope: Envelope) -> None:
-        """A row is on disk."""
+    def accepted(self, envelope: Envelope, *, quiet: bool = False) -> None:
+        """A row is on disk; `quiet`: its sender wants no notice."""
         item = Item(envelope)
+        if quiet:
+            item.told = ACKED
         known = item.key in self.items  # it was read in the very transaction that stored it
         if not known and self.box(envelope.recipient).messages.put(item):
             self.items[item.key] = item
