@@ -153,6 +153,15 @@ def test_what_is_not_delivered_in_time_ends_with_4_and_is_kept(node: RunningNode
     assert [message["text"] for message in receive(node, bob, 2)] == ["hi", "ho"]
 
 
+def test_a_person_is_told_who_is_waited_for(node: RunningNode, bob: str) -> None:
+    """On a terminal that shows nothing for a second one would wonder; a program gets its outcome, and no words."""
+    with running("send", f"{bob},cid", "hi", state=node.state) as sender:
+        assert read_line(sender, of_stderr=True) == f"Accepted; waiting for {bob}, cid to come.\n"
+        assert [message["text"] for message in receive(node, bob, 1)] == ["hi"]
+        assert read_line(sender).startswith(f"delivered to {bob}")
+    assert call("send", bob, "ho", "--timeout", "3", "--json", state=node.state).stderr == ""
+
+
 def test_whoever_stops_waiting_is_told_what_is_stored(node: RunningNode, bob: str) -> None:
     """Ctrl-C at a message that waits for its recipient says that it is stored, to people and to programs."""
     here = f"here-{bob}"

@@ -92,7 +92,9 @@ def send(
             yield Text(line, request_ids(number))
 
     outcomes = _Outcomes(call, timeout)
-    sending = Sending(recipients, texts(), file_type, wait == "delivered", timeout, outcomes.show, warn)
+    sending = Sending(
+        recipients, texts(), file_type, wait == "delivered", timeout, outcomes.show, warn, outcomes.awaited
+    )
     try:
         run_async(sending.run, find, sender, name or "", token or "")
     except BaseException as error:
@@ -154,6 +156,12 @@ class _Outcomes:
         if outcome.state == "delivered":
             return f"delivered to {to} in {span(outcome.seconds)}", ""
         return f"{outcome.state} for {to}: {outcome.error}", "yellow"
+
+    def awaited(self, recipients: Sequence[str]) -> None:
+        """Tell a person why nothing happens."""
+        if self._call.out.form == "person":
+            more = f" and {len(recipients) - SHOWN} more" if len(recipients) > SHOWN else ""
+            note(f"Accepted; waiting for {', '.join(recipients[:SHOWN])}{more} to come.")
 
     def cut_off(self, error: BaseException, left: Sequence[Outcome]) -> None:
         """The call ends before these have their outcomes: what is known of them, for a person in a few lines."""

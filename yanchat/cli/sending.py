@@ -23,6 +23,8 @@ OPEN: Final = 2000
 """Requests without an outcome at a time."""
 TOO_LARGE: Final = 1009
 LONGEST_LINE: Final = 16 << 20
+SILENT: Final = 1.0
+"""Seconds after which somebody at a terminal wonders why nothing happens."""
 
 
 class Text(NamedTuple):
@@ -69,9 +71,12 @@ class Sending:
         timeout: float,
         show: Callable[[Outcome], None],
         warn: Callable[[str], None],
+        awaited: Callable[[Sequence[str]], None],
     ) -> None:
+        """`awaited` hears once who is waited for, when a message that is stored is not delivered within a second."""
         self._recipients, self._texts, self._file_type = recipients, texts, file_type
         self._to_the_end, self._timeout, self._show, self._warn = to_the_end, timeout, show, warn
+        self._awaited = awaited
         self._sender = ""
         self._open: dict[str, _Request] = {}
         """Those without an outcome, oldest first."""
@@ -93,6 +98,7 @@ class Sending:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read)
                 nursery.start_soon(self._keep_time, nursery.cancel_scope)
+                nursery.start_soon(self._break_silence)
                 await stay_connected(find, sender, self._converse, lost=self._lost, name=name, token=token)
                 nursery.cancel_scope.cancel()
         except BaseException:
@@ -142,6 +148,20 @@ class Sending:
                     break
                 self._give_up(request)
         scope.cancel()
+
+    async def _break_silence(self) -> None:
+        while True:
+            await trio.sleep(SILENT)
+            before = trio.current_time() - SILENT
+            absent = [
+                recipient
+                for request in self._open.values()
+                if request.request_id not in self._waiting and request.since < before
+                for recipient in request.left
+            ]
+            if absent:
+                self._awaited(list(dict.fromkeys(absent)))
+                return
 
     def _give_up(self, request: _Request) -> None:
         if request.request_id not in self._waiting:
