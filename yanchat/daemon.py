@@ -58,7 +58,7 @@ async def serve(settings: Settings, state: Path, ready: Callable[[str], None]) -
         node = _name(settings, listener)
         directory = node_directory(state, node)
         taken = f"Another process serves as {node} out of {directory}, or moves its messages to another node; stop it,"
-        with locked(directory, f"{taken} or choose another --listen."):
+        with locked(directory, f"{taken} or choose another --listen.") as held:
             counters = Counters()
             async with (
                 _stop_on_signals() as (stopping, opening),
@@ -67,7 +67,7 @@ async def serve(settings: Settings, state: Path, ready: Callable[[str], None]) -
                 ) as store,
                 open_backends(settings, state, node, LEASE, counters) as (registry, bus),
             ):
-                opening.done = True
+                opening.done = held.keep = True
                 incarnation = f"{rng.getrandbits(64):016x}"
                 record = NodeRecord(
                     node,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +17,23 @@ def node_directory(state: Path, node: str) -> Path:
     return state / "nodes" / slug(node)
 
 
+class Held:
+    """A directory that this process holds."""
+
+    def __init__(self, made: bool) -> None:
+        self.keep = not made
+        """Whether it stays when the process ends with an error: from when something may stand in it that counts."""
+
+
 @contextmanager
-def locked(directory: Path, otherwise: str) -> Iterator[None]:
+def locked(directory: Path, otherwise: str) -> Iterator[Held]:
     """Hold the directory for this process alone; the kernel lets go of it when the process ends, however.
 
-    It is made when it is not there. Another process holds it: AddressTaken, with the sentence `otherwise`.
+    It is made when it is not there, and removed again when the body raises before it has set `keep`. Another process
+    holds it: AddressTaken, with the sentence `otherwise`.
     """
     try:
+        held = Held(made=not directory.exists())
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -32,6 +43,11 @@ def locked(directory: Path, otherwise: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise AddressTaken(otherwise) from None
-        yield
+        try:
+            yield held
+        except BaseException:
+            if not held.keep:
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
     finally:
         os.close(lock)

@@ -208,3 +208,15 @@ def test_nobody_else_reads_what_a_node_keeps(tmp_path: Path) -> None:
         kept = [node.state, *node.state.rglob("*")]
         assert {"cluster.db", "node.db", "lock", "admin.sock"} <= {path.name for path in kept}
         assert [path for path in kept if path.stat().st_mode & 0o077] == []
+
+
+def test_a_node_that_never_was_leaves_no_directory(tmp_path: Path) -> None:
+    """What its registry refuses is no node of this machine, and commands do not ask for it; one that was one stays."""
+    state = tmp_path / "state"
+    wrong = ("--profile", "cluster", "--redis", "redis+sentinel://127.0.0.1:1")
+    assert call("serve", "--listen", "127.0.0.1:0", *wrong, state=state).returncode == 78
+    assert list((state / "nodes").iterdir()) == []
+    with RunningNode(state) as node:
+        node.kill()
+        assert call("serve", "--listen", node.node, *wrong, state=state).returncode == 78
+        assert (node.directory / "node.db").exists()
