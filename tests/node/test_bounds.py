@@ -133,18 +133,29 @@ async def test_what_waits_for_who_acks_nothing_is_in_memory_as_far_as_it_is_smal
         assert mailboxes.boxes == {}
 
 
-@pytest.mark.parametrize("limits", [LimitSettings(window=500), LimitSettings(window_bytes=1), LimitSettings(window=1)])
+@pytest.mark.parametrize(
+    ("before", "limits"),
+    [
+        (None, LimitSettings(window=500)),
+        (None, LimitSettings(window_bytes=1)),
+        (None, LimitSettings(window=1)),
+        (LimitSettings(window=8), LimitSettings(window=500)),
+    ],
+)
 async def test_whatever_the_window_nothing_is_read_again_and_again(
-    limits: LimitSettings, autojump_clock: object
+    before: LimitSettings | None, limits: LimitSettings, autojump_clock: object
 ) -> None:
-    """A user who acks nothing has his window, and the table is left alone."""
-    async with open_cluster("n1", limits=limits) as cluster:
+    """A user who acks nothing has his window, also one that was changed, and the table is left alone."""
+    async with open_cluster("n1", limits=before or limits) as cluster:
         n1 = cluster.nodes["n1"]
         ann, bob = await n1.login("ann"), await n1.login("bob", acks=False)
         await greeted(ann, bob)
         for number in range(600):
             ann.write("bob", f"{number:03}")
         await trio.sleep(2)
+        n1.work.apply(limits)
+        await trio.sleep(120)
+        assert len(set(bob.texts)) == (1 if limits.window_bytes == 1 else limits.window)
         reads, read = 0, n1.store.open_rows
 
         async def count(*what: Any) -> list[Row]:

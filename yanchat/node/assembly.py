@@ -27,7 +27,6 @@ from yanchat.node.lease import Lease
 from yanchat.node.ledger import Ledger
 from yanchat.node.loads import Loads
 from yanchat.node.looks import Looks
-from yanchat.node.mailbox import held_of, window_of
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.reception import Reception
 from yanchat.node.repeats import Repeats
@@ -97,7 +96,7 @@ class Assembly(NamedTuple):
 
     def apply(self, limits: LimitSettings) -> None:
         """Hold what comes from now on to other limits."""
-        for part in (self.intake, self.acks, self.delivery, self.looks, self.loads, self.reception):
+        for part in (self.intake, self.acks, self.delivery, self.mailboxes, self.looks, self.loads, self.reception):
             part.apply(limits)
 
     async def idle(self) -> None:
@@ -136,8 +135,8 @@ async def assemble(
     retry = RetryPolicy(redelivery.first, redelivery.factor, redelivery.longest, redelivery.lifetime)
 
     ledger = Ledger(outbox, counters)
-    mailboxes = Mailboxes(hub, backlog, counters, clock.monotonic, held_of(limits))
-    loads = Loads(outbox, ledger, mailboxes, counters, window_of(limits), first_order=orders.last + 1)
+    mailboxes = Mailboxes(hub, backlog, counters, clock.monotonic, limits)
+    loads = Loads(outbox, ledger, mailboxes, counters, limits, first_order=orders.last + 1)
     settlement = Settlement(node, outbox, ledger, mailboxes, bus, clock, counters)
     lease = Lease(registry, bus, record, mailboxes, clock, counters)
     claims = Claims(node, hub, registry, bus, lease, mailboxes, single)

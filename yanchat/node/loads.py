@@ -9,7 +9,7 @@ from yanchat.config import LimitSettings
 from yanchat.errors import StoreUnavailable
 from yanchat.model import OpenId, Row
 from yanchat.node.ledger import AGAIN_AFTER, Ledger
-from yanchat.node.mailbox import Bounds, Item, Mailbox, TrayRows
+from yanchat.node.mailbox import Item, Mailbox, TrayRows, window_of
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.ports import Outbox, Tray
 from yanchat.telemetry import Counters
@@ -23,16 +23,22 @@ class Loads:
     """`want` marks a mailbox whose window has room for rows that are on disk alone; `run` reads and nudges it."""
 
     def __init__(
-        self, outbox: Outbox, ledger: Ledger, mailboxes: Mailboxes, counters: Counters, window: Bounds, first_order: int
+        self,
+        outbox: Outbox,
+        ledger: Ledger,
+        mailboxes: Mailboxes,
+        counters: Counters,
+        limits: LimitSettings,
+        first_order: int,
     ) -> None:
         self._outbox, self._ledger, self._mailboxes, self._counters = outbox, ledger, mailboxes, counters
-        self._window, self._first_order = window, first_order
+        self._window, self._first_order = window_of(limits), first_order
         self._wanted: dict[OpenId, list[tuple[Tray, TrayRows]]] = {}
         self._wake = trio.Event()
 
     def apply(self, limits: LimitSettings) -> None:
         """Hold what comes from now on to other limits."""
-        self._window = limits.window
+        self._window = window_of(limits)
 
     async def start(self) -> None:
         """Take up every user with anything open on disk."""

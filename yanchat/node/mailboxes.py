@@ -10,10 +10,11 @@ from itertools import islice
 
 import trio
 
+from yanchat.config import LimitSettings
 from yanchat.model import ACKED, OPEN, Envelope, Key, Node, OpenId, Place, Row
 from yanchat.node.backlog import Backlog
 from yanchat.node.hub import Hub
-from yanchat.node.mailbox import Bounds, Item, Mailbox
+from yanchat.node.mailbox import Item, Mailbox, held_of
 from yanchat.telemetry import Counters
 
 ROUND = 1000
@@ -27,8 +28,11 @@ GRACE = 1.0
 class Mailboxes:
     """`now` in monotonic seconds."""
 
-    def __init__(self, hub: Hub, backlog: Backlog, counters: Counters, now: Callable[[], float], held: Bounds) -> None:
-        self._hub, self._backlog, self._counters, self._now, self._held = hub, backlog, counters, now, held
+    def __init__(
+        self, hub: Hub, backlog: Backlog, counters: Counters, now: Callable[[], float], limits: LimitSettings
+    ) -> None:
+        self._hub, self._backlog, self._counters, self._now = hub, backlog, counters, now
+        self._held = held_of(limits)
         self.boxes: dict[OpenId, Mailbox] = {}
         self.items: dict[Key, Item] = {}
         self.awaited: dict[OpenId, bool] = {}
@@ -37,6 +41,12 @@ class Mailboxes:
         self._later: dict[OpenId, None] = {}
         """Who is looked at only because everybody is: nobody for whom something has changed waits for all of them."""
         self._wake = trio.Event()
+
+    def apply(self, limits: LimitSettings) -> None:
+        """Hold what comes from now on to other limits."""
+        self._held = held_of(limits)
+        for box in self.boxes.values():
+            box.messages.held = box.notices.held = self._held
 
     # -- nudges --------------------------------------------------------------------------------------------------------
     def nudge(self, openid: OpenId) -> None:
