@@ -29,8 +29,9 @@ from yanchat.config import Settings
 from yanchat.directory import locked, node_directory
 from yanchat.errors import AddressTaken, ConfigError, YanchatError
 from yanchat.gateway.admission import Admission, allow_descriptors
-from yanchat.gateway.auth import trusting
+from yanchat.gateway.auth import open_authenticator
 from yanchat.gateway.edge import Edge
+from yanchat.gateway.tls import open_tls
 from yanchat.model import Node, NodeRecord
 from yanchat.node.assembly import Assembly, assemble
 from yanchat.node.lease import LEASE
@@ -79,8 +80,13 @@ async def serve(settings: Settings, state: Path, ready: Callable[[str], None]) -
                     admin="" if tcp is None else tcp.address,
                 )
                 work = await assemble(record, settings, store, store, registry, bus, clock, counters)
-                admission = Admission(settings.limits, settings.origins.allow, trusting, allow_descriptors())
-                edge = Edge([listener], work.reception, admission, settings.limits, clock.monotonic)
+                authenticate, contexts = open_authenticator(settings.auth, clock.wall), open_tls(settings.tls)
+                admission = Admission(
+                    settings.limits, settings.origins.allow, authenticate, allow_descriptors(), settings.proxy
+                )
+                edge = Edge(
+                    [listener], work.reception, admission, settings.limits, clock.monotonic, clock.wall, contexts
+                )
                 control = Control(
                     drain=stopping.set,
                     reload=lambda: None,

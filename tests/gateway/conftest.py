@@ -54,16 +54,21 @@ Start = Callable[..., Gate]
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start a node with these limits (`idle="1s"`); it runs to the end of the module."""
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start a node with these settings (`auth_mode="jwt"`); it runs to the end of the module."""
     with ExitStack() as nodes:
 
-        def start(section: str = "limits", **settings: object) -> Gate:
-            env = {f"YANCHAT_{section}_{key}".upper(): str(value) for key, value in settings.items()}
-            running = nodes.enter_context(RunningNode(tmp_path_factory.mktemp("node"), env=env))
-            return Gate(running)
+        def serve(**settings: object) -> Gate:
+            env = {f"YANCHAT_{key}".upper(): str(value) for key, value in settings.items()}
+            return Gate(nodes.enter_context(RunningNode(tmp_path_factory.mktemp("node"), env=env)))
 
-        yield start
+        yield serve
+
+
+@pytest.fixture(scope="module")
+def start(serve: Start) -> Start:
+    """Start a node with these limits (`idle="1s"`), or these settings of another section."""
+    return lambda section="limits", **settings: serve(**{f"{section}_{key}": value for key, value in settings.items()})
 
 
 @pytest.fixture(scope="module")

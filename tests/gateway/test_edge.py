@@ -63,7 +63,7 @@ async def serving(**limits: float) -> AsyncIterator[tuple[Edge, str, Clumsy]]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         settings, door = LimitSettings(**limits), Clumsy()  # type: ignore[arg-type]
-        edge = Edge([listener], door, Admission(settings, (), trusting, 1000), settings, trio.current_time)
+        edge = Edge([listener], door, Admission(settings, (), trusting, 1000), settings, trio.current_time, lambda: 0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(edge.run)
             nursery.start_soon(edge.sweep)

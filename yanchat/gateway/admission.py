@@ -1,47 +1,93 @@
-"""Who may come in: caps on connections, path, Origin, and the plain HTTP answers. Synchronous."""
+"""Who may come in: caps on connections, path, Origin, who asks, and the plain HTTP answers. Synchronous."""
 
 from __future__ import annotations
 
 import resource
+import sys
 from collections import Counter
+from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from websockets.http11 import Request
 
-from yanchat.config import LimitSettings
+from yanchat.config import LimitSettings, ProxySettings, Settings
 from yanchat.errors import Refused
 from yanchat.gateway.auth import Authenticator, User
+from yanchat.gateway.proxy import Proxies
 
 PATH: Final = "/ws"
 DESCRIPTORS_KEPT: Final = 128
 """For the store, the bus, the admin socket and the log: a node full of clients can still do its work."""
 
 
+class Caller(Protocol):
+    """Who connects."""
+
+    remote: str
+
+
 class Admission:
     """Counts connections and decides about requests; every refusal is a Refused with an HTTP status."""
 
     def __init__(
-        self, limits: LimitSettings, origins: tuple[str, ...], authenticate: Authenticator, descriptors: int
+        self,
+        limits: LimitSettings,
+        origins: tuple[str, ...],
+        authenticate: Authenticator,
+        descriptors: int,
+        proxy: ProxySettings = ProxySettings(),  # noqa: B008 - it is frozen
     ) -> None:
-        self._per_address = limits.connections_per_address
-        self._most = min(limits.connections, max(1, descriptors - DESCRIPTORS_KEPT))
-        self._origins, self._authenticate = frozenset(origins), authenticate
+        self._descriptors = descriptors
+        self._take(limits, origins, authenticate, proxy)
         self._addresses: Counter[str] = Counter()
         self._total = 0
 
+    def apply(self, settings: Settings, authenticate: Authenticator) -> None:
+        """Hold the next ones to other settings."""
+        self._take(settings.limits, settings.origins.allow, authenticate, settings.proxy)
+
+    def _take(
+        self, limits: LimitSettings, origins: tuple[str, ...], authenticate: Authenticator, proxy: ProxySettings
+    ) -> None:
+        self._per_address = limits.connections_per_address
+        self._most = min(limits.connections, max(1, self._descriptors - DESCRIPTORS_KEPT))
+        self._origins, self._authenticate, self._proxies = frozenset(origins), authenticate, Proxies(proxy)
+
     def connect(self, address: str) -> None:
-        """Count a new connection until `disconnect`; Refused, and not counted, when it is one too many."""
+        """Count a new connection until `disconnect`; Refused, and not counted, when it is one too many.
+
+        A trusted proxy has as many as it brings clients: they are counted when they are known.
+        """
         if self._total >= self._most:
             raise Refused(503, "This node has as many connections as it may; try another one.", retry_after=5)
-        if self._addresses[address] >= self._per_address:
-            raise Refused(429, "Your address has as many connections as it may; close one.", retry_after=5)
+        if not self._proxies.trusts(address):
+            self._check_share(address)
         self._total += 1
         self._addresses[address] += 1
 
     def disconnect(self, address: str) -> None:
         self._total -= 1
+        self._forget(address)
+
+    def announced(self, address: str) -> bool:
+        """Whether whoever connects from here begins with a PROXY header."""
+        return self._proxies.announce and self._proxies.trusts(address)
+
+    def move(self, caller: Caller, address: str) -> None:
+        """Count a connection under the address that its proxy tells; Refused, and as before, for one too many."""
+        if address != caller.remote:
+            self._check_share(address)
+            self._addresses[address] += 1
+            self._forget(caller.remote)
+            caller.remote = sys.intern(address)
+
+    def _check_share(self, address: str) -> None:
+        if self._addresses[address] >= self._per_address:
+            raise Refused(429, "Your address has as many connections as it may; close one.", retry_after=5)
+
+    def _forget(self, address: str) -> None:
         self._addresses[address] -= 1
         if not self._addresses[address]:
             del self._addresses[address]
@@ -59,9 +105,11 @@ class Admission:
         if version != "HTTP/1.1":
             raise Refused(400, "A WebSocket begins with HTTP/1.1 (RFC 6455, 4.1); a proxy in between must keep to it.")
 
-    def check(self, request: Request) -> User:
-        """Who asks for an upgrade; the request line has been checked."""
-        headers = {name.lower(): value for name, value in request.headers.raw_items()}
+    def check(self, request: Request, caller: Caller) -> User:
+        """Who asks for an upgrade, and from where; the request line has been checked."""
+        headers = _joined(request.headers.raw_items())
+        if "x-forwarded-for" in headers and not self._proxies.announce and self._proxies.trusts(caller.remote):
+            self.move(caller, self._proxies.forwarded(caller.remote, headers["x-forwarded-for"]))
         if "websocket" not in headers.get("upgrade", "").lower():
             raise Refused(426, f"Connect to {PATH} with a WebSocket.")
         if headers.get("sec-websocket-version") != "13":
@@ -70,6 +118,15 @@ class Admission:
         if origin is not None and self._origins and origin not in self._origins:
             raise Refused(403, "This origin is not on the allow-list; add it to [origins] allow.")
         return self._authenticate(parse_qs(urlsplit(request.path).query, keep_blank_values=True), headers)
+
+
+def _joined(fields: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Header fields by their names in lower case; one that comes twice is one list (RFC 9110, 5.3)."""
+    headers: dict[str, str] = {}
+    for name, value in fields:
+        key = name.lower()
+        headers[key] = f"{headers[key]}, {value}" if key in headers else value
+    return headers
 
 
 def plain_answer(refused: Refused, *, to_head: bool = False) -> bytes:
@@ -84,6 +141,8 @@ def plain_answer(refused: Refused, *, to_head: bool = False) -> bytes:
     ]
     if refused.status == HTTPStatus.UPGRADE_REQUIRED:
         head += ["Upgrade: websocket", "Sec-WebSocket-Version: 13"]
+    if refused.status == HTTPStatus.UNAUTHORIZED:
+        head.append("WWW-Authenticate: Bearer")
     if refused.status == HTTPStatus.METHOD_NOT_ALLOWED:
         head.append("Allow: GET")
     if refused.retry_after is not None:

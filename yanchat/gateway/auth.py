@@ -1,20 +1,27 @@
-"""Who a client is. Mode `none` believes what the query says; a mode with tokens is one more Authenticator."""
+"""Who a client is. Mode `none` believes what the query says; mode `jwt`, in tokens.py, asks for a token."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
 
+from yanchat.config import AuthSettings
 from yanchat.errors import Refused
 from yanchat.model import OpenId
 from yanchat.protocol.frames import check_openid
 
-MAX_NAME = 128
+MAX_NAME: Final = 128
+SUBPROTOCOL: Final = "yanchat.v1"
+BEARER: Final = "bearer."
+"""With this before it a token may be offered as a subprotocol: browsers can send no header fields of their own."""
 
 
 class User(NamedTuple):
     openid: OpenId
     name: str
+    expires: float = math.inf
+    """When the session must end, in seconds since 1970."""
 
 
 class Authenticator(Protocol):
@@ -33,3 +40,12 @@ def trusting(query: Mapping[str, Sequence[str]], headers: Mapping[str, str]) -> 
     if len(name) > MAX_NAME or not name.isprintable():
         raise Refused(400, f"userName must be at most {MAX_NAME} printable characters.")
     return User(openid, name)
+
+
+def open_authenticator(auth: AuthSettings, wall: Callable[[], int]) -> Authenticator:
+    """The authenticator that the settings ask for; `wall` in milliseconds. Raises ConfigError for unusable keys."""
+    if auth.mode == "none":
+        return trusting
+    from yanchat.gateway.tokens import Tokens  # noqa: PLC0415 - mode none needs no cryptography
+
+    return Tokens(auth, wall)

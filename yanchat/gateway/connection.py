@@ -6,8 +6,10 @@ would cost ten times as much, and clients can send five thousand empty ones in a
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
+import structlog
 from websockets.exceptions import ProtocolError
 from websockets.frames import Close
 
@@ -47,6 +49,7 @@ class Connection:
         "backlog",
         "buffered",
         "congested",
+        "expires",
         "missing",
         "out",
         "paused",
@@ -59,6 +62,8 @@ class Connection:
         self.remote, self._limits, self._handshake = remote, limits, handshake
         self.phase = SHAKING_HANDS
         self.session: Session | None = None
+        self.expires = math.inf
+        """When the session must end, in seconds since 1970."""
         self.paused = False
         """The session takes nothing more for now."""
         self.backlog = False
@@ -70,6 +75,10 @@ class Connection:
         self.out: list[bytes] | tuple[()] = ()
         self.buffered = 0
         self.congested = False
+
+    def apply(self, limits: LimitSettings) -> None:
+        """Hold it to other limits from now on."""
+        self._limits = limits
 
     def touch(self) -> None:
         """There is something to send, or the phase has changed; for who moves the bytes."""
@@ -97,14 +106,14 @@ class Connection:
 
     def _greet(self, data: bytes) -> None:
         try:
-            opened = self._handshake.answer(data, self.remote, self)
+            opened = self._handshake.answer(data, self)
         except Refused as refused:
             self.refuse(refused, to_head=data.startswith(b"HEAD "))
             return
         if opened is None:
             self._partial = data
             return
-        self.session, answer, self._partial = opened
+        self.session, self.expires, answer, self._partial = opened
         self.phase = TALKING
         self.paused = True  # until the session has said hello
         self._write(answer)
@@ -239,6 +248,10 @@ class Connection:
 
     def refuse(self, refused: Refused, *, to_head: bool = False) -> None:
         """Answer in plain HTTP; there will be no WebSocket."""
+        log = structlog.get_logger()
+        (log.info if refused.status in (401, 403) else log.debug)(
+            "login.refused", remote=self.remote, status=refused.status, reason=str(refused)
+        )
         self.phase = LEAVING
         self._write(plain_answer(refused, to_head=to_head))
 

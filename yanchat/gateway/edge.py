@@ -13,11 +13,14 @@ from typing import Final
 import structlog
 import trio
 
-from yanchat.config import LimitSettings
+from yanchat.config import LimitSettings, Settings
 from yanchat.errors import Refused
 from yanchat.gateway.admission import Admission, plain_answer
+from yanchat.gateway.auth import open_authenticator
 from yanchat.gateway.connection import GONE, INTERNAL_ERROR
 from yanchat.gateway.handshake import Door, Handshake
+from yanchat.gateway.layers import LayeredWire
+from yanchat.gateway.tls import Contexts, open_tls
 from yanchat.gateway.wire import BYTES_A_READ, BYTES_UNSENT, Wire
 
 EVENTS_A_TURN, BYTES_A_TURN, ACCEPTS_A_TURN = 256, 65_536, 64
@@ -35,13 +38,19 @@ class Edge:
         admission: Admission,
         limits: LimitSettings,
         now: Callable[[], float],
+        wall: Callable[[], int],
+        contexts: Contexts | None = None,
     ) -> None:
+        """`now` in monotonic seconds, `wall` in milliseconds; with `contexts` TLS is spoken."""
         self._listeners = {listener.fileno(): listener for listener in listeners}
-        self._admission, self._limits, self._now = admission, limits, now
+        self._admission, self._limits, self._now, self._wall = admission, limits, now, wall
+        self._contexts = contexts
         self._handshake = Handshake(admission, door)
         self._clock = 1.0
         """Seconds that the sweep has counted. Time in which the whole node stood still is no client's fault: it does
         not count. All wires share the one number, and reading costs no look at the time."""
+        self._seconds = 0.0
+        """Since 1970, at the last sweep."""
         self._next_ping = self._clock + limits.ping
         """When a wire that is asked now is asked again."""
         self._epoll = select.epoll()
@@ -75,6 +84,17 @@ class Edge:
             for wire in list(self._wires.values()):
                 self._drop(wire)
             self._epoll.close()
+
+    def apply(self, settings: Settings) -> None:
+        """Take other limits, origins, proxies, keys and certificates. Raises ConfigError: then nothing has changed.
+
+        Sessions stay, with the new limits; what a client had to show when it came is not asked again.
+        """
+        authenticate, contexts = open_authenticator(settings.auth, self._wall), open_tls(settings.tls)
+        self._admission.apply(settings, authenticate)
+        self._contexts, self._limits = contexts, settings.limits
+        for wire in self._wires.values():
+            wire.apply(settings.limits)
 
     def _turn(self) -> None:
         """Serve what is ready, as much as a turn may take; what is left comes first in the next one."""
@@ -139,12 +159,13 @@ class Edge:
             self._admission.connect(remote)
         except Refused as refused:  # answered and forgotten: one too many must not cost what the others cost
             with sock, suppress(OSError):
-                sock.send(plain_answer(refused))
+                if self._contexts is None:
+                    sock.send(plain_answer(refused))
                 sock.shutdown(socket.SHUT_WR)
                 sock.recv(BYTES_A_READ)  # a socket closed with its request unread is reset, and the answer lost
             return
         remote = sys.intern(remote)
-        wire = Wire(sock, remote, self._limits, self._handshake, self._touching, self._clock, self._next_ping)
+        wire = self._wire(sock, remote)
         self._wires[wire.fd] = wire
         try:
             self._epoll.register(wire.fd, READ)
@@ -152,6 +173,13 @@ class Edge:
         except OSError:
             self._drop(wire)
             raise
+
+    def _wire(self, sock: socket.socket, remote: str) -> Wire:
+        parts = (sock, remote, self._limits, self._handshake, self._touching, self._clock, self._next_ping)
+        announce = self._admission.move if self._admission.announced(remote) else None
+        if announce is None and self._contexts is None:
+            return Wire(*parts)
+        return LayeredWire(*parts, announce=announce, contexts=self._contexts)
 
     def _accept_later(self) -> None:
         """No descriptors left, or no memory: the listeners rest until the next sweep."""
@@ -213,10 +241,10 @@ class Edge:
     # -- deadlines -----------------------------------------------------------------------------------------------------
     async def sweep(self) -> None:
         """Keep all deadlines with one look at every connection, once a second or oftener, as long as the node lives."""
-        limits = self._limits
-        tick = min(1.0, max(0.05, min(limits.handshake, limits.ping, limits.idle, limits.stalled) / 4))
         last = self._now()
         while True:
+            limits = self._limits
+            tick = min(1.0, max(0.05, min(limits.handshake, limits.ping, limits.idle, limits.stalled) / 4))
             await trio.sleep(tick)
             now = self._now()
             self._clock += min(now - last, 2 * tick)
@@ -226,6 +254,7 @@ class Edge:
                 self._accepting = True
                 for fd in self._listeners:
                     self._epoll.modify(fd, READ)
+            self._seconds = self._wall() / 1000
             self.flush()
             for n, wire in enumerate(list(self._wires.values()), 1):
                 self._guarded(wire, self._check)
@@ -233,7 +262,7 @@ class Edge:
                     await trio.lowlevel.checkpoint()
 
     def _check(self, wire: Wire) -> int:
-        if wire.check(self._clock, self._next_ping):
+        if wire.check(self._clock, self._next_ping, self._seconds):
             self._drop(wire)
         return 0
 

@@ -16,11 +16,12 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from yanchat.errors import Refused
+from yanchat.gateway import admission, auth
 from yanchat.gateway.admission import Admission
 from yanchat.model import OpenId
 from yanchat.node.hub import Outlet, Session
 
-SUBPROTOCOL: Final = Subprotocol("yanchat.v1")
+SUBPROTOCOL: Final = Subprotocol(auth.SUBPROTOCOL)
 LARGEST_HEAD: Final = 16384
 """Bytes of a request up to the empty line."""
 _END = re.compile(rb"\n\r?\n")
@@ -34,10 +35,16 @@ class Door(Protocol):
     def enter(self, openid: OpenId, user_name: str, remote: str, outlet: Outlet) -> Session: ...
 
 
+class Caller(admission.Caller, Outlet, Protocol):
+    """The connection that asks."""
+
+
 class Opened(NamedTuple):
     """The upgrade's answer, and what came behind the request."""
 
     session: Session
+    expires: float
+    """Seconds since 1970."""
     answer: bytes
     rest: bytes
 
@@ -48,7 +55,7 @@ class Handshake:
     def __init__(self, admission: Admission, door: Door) -> None:
         self._admission, self._door = admission, door
 
-    def answer(self, received: bytes, remote: str, outlet: Outlet) -> Opened | None:
+    def answer(self, received: bytes, caller: Caller) -> Opened | None:
         """Open a session for the request; None when it is not all here yet. Refused: then there is none."""
         end = _END.search(received)
         if end is None and len(received) <= LARGEST_HEAD and _METHOD.match(received):
@@ -65,14 +72,14 @@ class Handshake:
         if not isinstance(request, Request):
             raise _not_understood()
         try:
-            user = self._admission.check(request)
+            user = self._admission.check(request, caller)
             response = server.accept(request)
         except (ValueError, WebSocketException):
             raise _not_understood() from None
         if response.status_code != 101:
             raise Refused(response.status_code, response.body.decode().splitlines()[0])
-        session = self._door.enter(user.openid, user.name, remote, outlet)
-        return Opened(session, response.serialize(), received[end.end() :])
+        session = self._door.enter(user.openid, user.name, caller.remote, caller)
+        return Opened(session, user.expires, response.serialize(), received[end.end() :])
 
 
 def _select(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:

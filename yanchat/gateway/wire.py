@@ -1,6 +1,6 @@
 """A connection with its socket and its deadlines: bytes from and to the kernel, and what to do when it takes too long.
 
-TLS will stand in here, between `recv` and `receive` and between `out` and `send`: nowhere else do bytes cross.
+What they pass between here and there, as TLS, is in layers.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ FULL_SECONDS: Final = 1.0
 """How long a client may read nothing when its outgoing buffer is over the limit, by answers to what was in flight:
 from half full on nothing more is read from it, and pushes wait in the hub."""
 IDLE: Final = 1001
+EXPIRED: Final = 4003
 
 
 class Wire(Connection):
@@ -103,12 +104,14 @@ class Wire(Connection):
                 return True
         return False
 
-    def check(self, clock: float, next_ping: float) -> bool:
-        """Keep the deadlines; true when the socket must go."""
+    def check(self, clock: float, next_ping: float, wall: float) -> bool:
+        """Keep the deadlines, `wall` in seconds since 1970; true when the socket must go."""
         limits = self._limits
         if self.phase != TALKING:  # the opening handshake or the closing one; what else is heard does not count
             return clock - self.since > limits.handshake
-        if self.stalled:
+        if wall >= self.expires:
+            self.close(EXPIRED, "the token has expired")
+        elif self.stalled:
             full = self.buffered > limits.outgoing_buffer
             if clock - self.stalled > (min(FULL_SECONDS, limits.stalled) if full else limits.stalled):
                 self.close(TOO_SLOW, "too slow")
