@@ -70,6 +70,7 @@ def trace(
         warn(one.why)
     if not found:
         raise _unknown(lives, f"message {given}" if given else f"request {request_id} from {from_}")
+    found.sort(key=lambda life: min(event.t for _, told in life.told for event in told.events))
     rows = [row for life in found for row in merge(life)]
     if call.out.form == "person":
         rows = _for_people(rows)
