@@ -6,9 +6,11 @@ from starlette.applications import Starlette
 
 from yanchat.admin.answers import HANDLERS
 from yanchat.admin.books import book_routes
+from yanchat.admin.cluster import cluster_routes
 from yanchat.admin.control import Control
 from yanchat.admin.health import health_routes
 from yanchat.admin.metrics import metrics_route
+from yanchat.admin.push import push_routes
 from yanchat.admin.rows import row_routes
 from yanchat.node.assembly import Assembly
 from yanchat.ports import Inbox, Outbox
@@ -19,6 +21,8 @@ def build_app(work: Assembly, outbox: Outbox, inbox: Inbox, control: Control) ->
     routes = [
         *health_routes(work, outbox, control),
         metrics_route(work, outbox, control),
+        *push_routes(work, control),
+        *cluster_routes(work, control),
         *row_routes(work, outbox),
         *book_routes(work, outbox, inbox),
     ]

@@ -45,6 +45,7 @@ class Assembly(NamedTuple):
     node: Node
     clock: Clock
     counters: Counters
+    registry: Registry
     bus: Bus
     hub: Hub
     mailboxes: Mailboxes
@@ -180,6 +181,7 @@ async def assemble(
         node,
         clock,
         counters,
+        registry,
         bus,
         hub,
         mailboxes,
