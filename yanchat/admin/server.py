@@ -6,7 +6,6 @@ import importlib
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 import trio
 
@@ -51,7 +50,7 @@ async def serve_admin(
 
 def _load() -> None:
     """Load the web libraries: they take longer than all the rest of a node's start."""
-    for name in ("hypercorn.trio", "yanchat.admin.app", "yanchat.admin.guard"):
+    for name in ("yanchat.admin.connections", "yanchat.admin.app", "yanchat.admin.guard"):
         importlib.import_module(name)
 
 
@@ -61,15 +60,8 @@ async def _serve(
     # most nodes are never asked: nothing is loaded before somebody does, and clients are served meanwhile
     await trio.lowlevel.wait_readable(listener)
     await trio.to_thread.run_sync(_load)
-    from hypercorn.config import Config  # noqa: PLC0415
-    from hypercorn.trio import serve  # noqa: PLC0415
-
     from yanchat.admin.app import build_app  # noqa: PLC0415
+    from yanchat.admin.connections import serve_connections  # noqa: PLC0415
     from yanchat.admin.guard import Guard  # noqa: PLC0415
 
-    config = Config()
-    config.bind = [f"fd://{os.dup(listener.fileno())}"]
-    config.errorlog = config.accesslog = None
-    config.graceful_timeout = 1.0
-    app: Any = Guard(build_app(work, outbox, inbox, control), tcp, control.limits)
-    await serve(app, config, shutdown_trigger=trio.sleep_forever)
+    await serve_connections(listener, Guard(build_app(work, outbox, inbox, control), tcp, control.limits))
