@@ -173,6 +173,14 @@ class RunningNode:
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
 
+    def hang_up(self) -> None:
+        """SIGHUP: read the settings again."""
+        self._signal(signal.SIGHUP)
+
+    def abort(self) -> None:
+        """SIGABRT, as a watchdog ends it."""
+        self._signal(signal.SIGABRT)
+
     def wait(self) -> int:
         """Wait for its end; its exit code, minus the signal that killed it."""
         assert self.process is not None

@@ -8,13 +8,11 @@ from __future__ import annotations
 import gc
 import os
 import random
-import signal
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 import trio
@@ -25,56 +23,73 @@ from yanchat.admin.server import serve_admin
 from yanchat.admin.tcp import Tcp, open_tcp
 from yanchat.backends import open_backends
 from yanchat.backends.sqlite.store import Store, open_store
-from yanchat.config import Settings
-from yanchat.directory import locked, node_directory
-from yanchat.errors import AddressTaken, ConfigError, YanchatError
+from yanchat.config import LogSettings, Settings
+from yanchat.directory import Held, locked, node_directory
+from yanchat.errors import YanchatError
 from yanchat.gateway.admission import Admission, allow_descriptors
 from yanchat.gateway.auth import open_authenticator
+from yanchat.gateway.draining import send_away
 from yanchat.gateway.edge import Edge
+from yanchat.gateway.listening import BACKLOG, Listening, listening
 from yanchat.gateway.tls import open_tls
-from yanchat.model import Node, NodeRecord
+from yanchat.model import NodeRecord
 from yanchat.node.assembly import Assembly, assemble
 from yanchat.node.lease import LEASE
 from yanchat.ports import Clock
+from yanchat.reloading import Reloading
+from yanchat.signals import heard_signals
+from yanchat.systemd import ServiceManager, keep_watch
 from yanchat.telemetry import Counters
 
 GARBAGE: Final = (50_000, 20, 100)
 """Python's default looks for cycles after every 700 new objects; a message is a dozen, and none is in a cycle."""
-COMMITS_WITHIN: Final = 5.0
 CLOSED_WITHIN: Final = 3.0
 FLUSHED_WITHIN: Final = 2.0
+STOPPED_WITHIN: Final = 45.0
+"""What a stop may take beyond `node.drain`: the bounds here and in draining.py, and closing the drivers."""
 
 
-async def serve(settings: Settings, state: Path, ready: Callable[[str], None]) -> None:
+class Caller(NamedTuple):
+    """Who runs a node, as the command line does."""
+
+    ready: Callable[[str], None]
+    """Called once with the URL when clients can come."""
+    read_settings: Callable[[], Settings]
+    """Reads the settings again, for a reload; may raise ConfigError."""
+    configure_logs: Callable[[LogSettings], None]
+
+
+async def serve(settings: Settings, state: Path, caller: Caller) -> None:
     """Run one node until SIGTERM or SIGINT; a second signal ends it at once, and nothing accepted is lost by that.
 
-    `ready` is called once with the URL when clients can come. Raises ConfigError, AddressTaken (another process holds
-    the address or the directory), StoreUnavailable; nothing is left running then.
+    SIGHUP takes up changed settings. Raises ConfigError, AddressTaken (another process holds the address or the
+    directory), StoreUnavailable; nothing is left running then.
     """
     failpoint.arm_from(os.environ)
+    manager = ServiceManager(os.environ)
     rng = random.Random()  # noqa: S311 - it names and spreads; nothing is secret
     offset = trio.current_time() - time.perf_counter()  # trio's own clock, without asking trio each time
     clock = Clock(lambda: time.time_ns() // 1_000_000, lambda: time.perf_counter() + offset, rng)
-    with _listener(settings) as listener, open_tcp(settings.admin) as tcp:
-        node = _name(settings, listener)
+    with listening(settings, manager.sockets()) as places, open_tcp(settings.admin) as tcp:
+        node = places.node
         directory = node_directory(state, node)
         taken = f"Another process serves as {node} out of {directory}, or moves its messages to another node; stop it,"
         with locked(directory, f"{taken} or choose another --listen.") as held:
+            manager.tell(STATUS="Starting: opens the message table, waits for registry and bus")
             counters = Counters()
             async with (
-                _stop_on_signals() as (stopping, opening),
+                heard_signals() as orders,
                 open_store(
                     directory / "node.db", settings.limits.disk_reserve, counters.commit_seconds.observe
                 ) as store,
                 open_backends(settings, state, node, LEASE, counters) as (registry, bus),
             ):
-                opening.done = held.keep = True
-                incarnation = f"{rng.getrandbits(64):016x}"
+                orders.opened = True
                 record = NodeRecord(
                     node,
-                    incarnation,
+                    f"{rng.getrandbits(64):016x}",
                     store.store_id,
-                    f"ws://{node}/ws",
+                    places.url,
                     clock.wall(),
                     __version__,
                     admin="" if tcp is None else tcp.address,
@@ -85,50 +100,82 @@ async def serve(settings: Settings, state: Path, ready: Callable[[str], None]) -
                     settings.limits, settings.origins.allow, authenticate, allow_descriptors(), settings.proxy
                 )
                 edge = Edge(
-                    [listener], work.reception, admission, settings.limits, clock.monotonic, clock.wall, contexts
+                    places.sockets, work.reception, admission, settings.limits, clock.monotonic, clock.wall, contexts
                 )
+                reloading = Reloading(
+                    settings, caller.read_settings, caller.configure_logs, manager, places, edge, work, store, tcp
+                )
+                orders.reload = reloading.reload
                 control = Control(
-                    drain=stopping.set,
-                    reload=lambda: None,
+                    drain=orders.stopping.set,
+                    reload=reloading.reload,
                     lanes=lambda: {**registry.lanes(), **bus.lanes(), **store.lanes()},
                     connections=lambda: edge.connections,
-                    limits=lambda: settings.limits,
+                    limits=lambda: reloading.settings.limits,
                 )
-                await _run(
-                    work, edge, listener, record.url, directory / "admin.sock", tcp, store, control, ready, stopping
-                )
+                running = _Running(places, edge, work, store, tcp, control, manager, reloading, orders.stopping, held)
+                await _run(running, directory / "admin.sock", caller.ready)
 
 
-async def _run(
-    work: Assembly,
-    edge: Edge,
-    listener: socket.socket,
-    url: str,
-    admin_socket: Path,
-    tcp: Tcp | None,
-    store: Store,
-    control: Control,
-    ready: Callable[[str], None],
-    stopping: trio.Event,
-) -> None:
+class Status:
+    """How it goes, in a line for the service manager."""
+
+    def __init__(self, work: Assembly, edge: Edge) -> None:
+        self._work, self._edge = work, edge
+        self._at, self._accepted = work.clock.monotonic(), work.counters.accepted
+
+    def __call__(self) -> str:
+        work, connections = self._work, self._edge.connections
+        if work.reception.draining:
+            return f"Draining: {connections} connections left"
+        now, accepted = work.clock.monotonic(), work.counters.accepted
+        rate = (accepted - self._accepted) / max(now - self._at, 0.001)
+        self._at, self._accepted = now, accepted
+        line = f"{connections} connections, {len(work.hub.all())} sessions, {rate:.0f} messages/s, {work.intake.open}"
+        return f"{line} pending{work.lease.trouble and f'; registry: {work.lease.trouble}'}"
+
+
+class _Running(NamedTuple):
+    """The parts of one node that its beginning and its end have to do with."""
+
+    places: Listening
+    edge: Edge
+    work: Assembly
+    store: Store
+    tcp: Tcp | None
+    control: Control
+    manager: ServiceManager
+    reloading: Reloading
+    stopping: trio.Event
+    held: Held
+
+
+async def _run(it: _Running, admin_socket: Path, ready: Callable[[str], None]) -> None:
+    status = Status(it.work, it.edge)
     try:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as starting:
-                nursery.start_soon(_cancel_when, stopping, starting)
-                await nursery.start(work.run)
-                listener.listen(4096)
-                nursery.start_soon(edge.run)
-                nursery.start_soon(edge.sweep)
-                await nursery.start(serve_admin, admin_socket, tcp, work, store, store, control)
+                nursery.start_soon(_cancel_when, it.stopping, starting)
+                await nursery.start(it.work.run)
+                it.held.keep = True
+                for listener in it.places.sockets:
+                    listener.listen(BACKLOG)
+                nursery.start_soon(it.edge.run)
+                nursery.start_soon(it.edge.sweep)
+                await nursery.start(serve_admin, admin_socket, it.tcp, it.work, it.store, it.store, it.control)
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(*GARBAGE)
-                structlog.get_logger().info("node.ready", node=work.node, url=url, version=__version__)
-                ready(url)
-            await stopping.wait()
-            if not starting.cancelled_caught:  # else it was told to stop while it waited for the registry or the bus
-                await _drain(work, edge)
-            await _leave(work)
+                structlog.get_logger().info("node.ready", node=it.work.node, url=it.places.url, version=__version__)
+                it.manager.tell(READY=1)
+                nursery.start_soon(keep_watch, it.manager, it.control.lanes, status)
+                ready(it.places.url)
+            await it.stopping.wait()
+            if starting.cancelled_caught:  # it was told to stop while it waited for the registry or the bus
+                it.manager.tell(STOPPING=1)
+            else:
+                await _drain(it)
+            await _leave(it.work)
             nursery.cancel_scope.cancel()
     except* YanchatError as group:
         raise _first(group) from None  # the first reason ends the node; the others follow from it
@@ -145,17 +192,16 @@ async def _cancel_when(stopping: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _drain(work: Assembly, edge: Edge) -> None:
-    """Stop accepting, finish commits, close the clients."""
+async def _drain(it: _Running) -> None:
+    """Send everybody away, answer what was read, and let the disk and the bus have it."""
+    work, edge, within = it.work, it.edge, it.reloading.settings.node.drain
     structlog.get_logger().info("node.draining", connections=edge.connections)
+    it.manager.tell(STOPPING=1, STATUS="Draining", EXTEND_TIMEOUT_USEC=int((within + STOPPED_WITHIN) * 1e6))
     work.reception.draining = True
-    edge.stop_accepting()
+    edge.stop_accepting(others_listen=it.places.handed_over)
     with trio.move_on_after(FLUSHED_WITHIN), suppress(YanchatError):
         await work.lease.drain()
-    edge.hold()
-    with trio.move_on_after(COMMITS_WITHIN):
-        await work.idle()
-    edge.close_all(1012, "this node restarts; connect again")
+    await send_away(edge, within, work.clock.rng)
     with trio.move_on_after(CLOSED_WITHIN):
         await edge.empty.wait()
     with trio.move_on_after(FLUSHED_WITHIN):
@@ -167,78 +213,3 @@ async def _leave(work: Assembly) -> None:
         with trio.move_on_after(FLUSHED_WITHIN), suppress(YanchatError):
             await work.lease.leave()
     structlog.get_logger().info("node.stopped")
-
-
-class _Opening:
-    """Whether the store, the registry and the bus are open: as long as they are not, there is nothing to take apart."""
-
-    done = False
-
-
-@asynccontextmanager
-async def _stop_on_signals() -> AsyncIterator[tuple[trio.Event, _Opening]]:
-    """The event is set by the first signal; the second one cancels the body, and so does any during the opening."""
-    stopping, opening = trio.Event(), _Opening()
-
-    async def watch(scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            task_status.started()
-            async for _ in signals:
-                if stopping.is_set() or not opening.done:
-                    structlog.get_logger().warning("node.stopped_at_once")
-                    scope.cancel()
-                stopping.set()
-
-    async with trio.open_nursery() as nursery:
-        await nursery.start(watch, nursery.cancel_scope)
-        yield stopping, opening
-        nursery.cancel_scope.cancel()
-
-
-@contextmanager
-def _listener(settings: Settings) -> Iterator[socket.socket]:
-    """The bound socket; it listens when the node is ready."""
-    host, port = _split(settings.node.listen, "node.listen")
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise ConfigError(
-            f"node.listen: {host!r} cannot be resolved: {error}; give an address of this machine."
-        ) from None
-    family, kind, protocol, _, address = found[0]
-    if not settings.node.insecure and settings.auth.mode == "none" and not _loopback(str(address[0])):
-        raise ConfigError(
-            f"node.listen: with auth mode none anybody who reaches {settings.node.listen} may be anybody;"
-            " listen on 127.0.0.1, or give --insecure if that is what you want."
-        )
-    with socket.socket(family, kind, protocol) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-        except OSError as error:
-            raise AddressTaken(
-                f"{settings.node.listen} cannot be listened on: {error.strerror}; choose another --listen."
-            ) from None
-        yield listener
-
-
-def _loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "::1"
-
-
-def _split(address: str, key: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{key}: {address!r} is not HOST:PORT, as 127.0.0.1:8084 is.")
-    return host.strip("[]"), int(port)
-
-
-def _name(settings: Settings, listener: socket.socket) -> Node:
-    """The address under which the other nodes know this one."""
-    if settings.node.advertise:
-        _split(settings.node.advertise, "node.advertise")
-        return Node(settings.node.advertise)
-    host, _ = _split(settings.node.listen, "node.listen")
-    if host in {"0.0.0.0", "::", ""}:  # noqa: S104 - that is what is asked about
-        raise ConfigError("node.advertise: say under which HOST:PORT others find this node; it listens everywhere.")
-    return Node(f"[{host}]:{listener.getsockname()[1]}" if ":" in host else f"{host}:{listener.getsockname()[1]}")

@@ -155,7 +155,7 @@ async def test_who_breaks_off_while_nothing_is_read_is_seen() -> None:
             return client
 
         client = await trio.to_thread.run_sync(come)
-        edge.hold()
+        edge.hold(edge.wires())
         client.reset()
         await alone(edge)
 
@@ -176,8 +176,8 @@ async def test_all_are_closed_and_the_end_is_told() -> None:
             while door.greeted < 5:
                 await trio.sleep(0.01)
             edge.stop_accepting()
-            edge.hold()
-            edge.close_all(1012, "restarting")
+            edge.hold(edge.wires())
+            edge.close(edge.wires(), 1012, "restarting")
             await edge.empty.wait()
         assert edge.connections == 0
 

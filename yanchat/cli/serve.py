@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from contextlib import suppress
@@ -41,22 +42,21 @@ def serve(
         choices("--log-level", ("debug", "info", "warning", "error"), "The least that is logged (info)."),
     ] = None,
 ) -> None:
-    """Run a node until SIGTERM or Ctrl-C.
+    """Run a node until SIGTERM or Ctrl-C; SIGHUP takes up changed settings.
 
     When clients can come, its URL is printed on stdout; the log is on stderr. Several nodes with the same state
     directory form a cluster. After a crash, start the node again: what it had accepted is still there.
     """
     from yanchat.config.load import state_directory
 
-    settings = call.settings(
-        {
-            ("node", "listen"): listen,
-            ("node", "advertise"): advertise,
-            ("node", "insecure"): insecure or None,
-            ("log", "format"): log_format,
-            ("log", "level"): log_level,
-        }
-    )
+    options = {
+        ("node", "listen"): listen,
+        ("node", "advertise"): advertise,
+        ("node", "insecure"): insecure or None,
+        ("log", "format"): log_format,
+        ("log", "level"): log_level,
+    }
+    settings = call.settings(options)
     state = state_directory(settings, os.environ)
     configure_logs(settings.log)
 
@@ -66,7 +66,8 @@ def serve(
     from yanchat import daemon
 
     os.umask(0o077)  # what the node keeps is nobody else's business
-    run_async(daemon.serve, settings, state, ready)
+    faulthandler.enable()  # a watchdog that bites (SIGABRT) leaves in the log where each thread was
+    run_async(daemon.serve, settings, state, daemon.Caller(ready, lambda: call.settings(options), configure_logs))
 
 
 def configure_logs(log: LogSettings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from errno import ECONNABORTED
 from typing import Final
@@ -25,6 +25,8 @@ from yanchat.gateway.wire import BYTES_A_READ, BYTES_UNSENT, Wire
 
 EVENTS_A_TURN, BYTES_A_TURN, ACCEPTS_A_TURN = 256, 65_536, 64
 CHECKS_AT_ONCE: Final = 1000
+WAITING_AT_MOST: Final = 4096
+"""What a listening socket holds of those who are not accepted yet."""
 READ, WRITE, LOST = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
 
 
@@ -61,8 +63,11 @@ class Edge:
         """One object for all wires."""
         self._flushes = False
         self._token: trio.lowlevel.TrioToken | None = None
-        self._accepting = self._reading = True
+        self._accepting = True
+        self._held: set[Wire] = set()
+        """Read no more, so that what was read can be answered."""
         self.empty = trio.Event()
+        """Set when all have gone, after `stop_accepting`."""
 
     @property
     def connections(self) -> int:
@@ -135,8 +140,8 @@ class Edge:
             return 0
 
     # -- who comes -----------------------------------------------------------------------------------------------------
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS_A_TURN):
+    def _accept(self, listener: socket.socket, most: int = ACCEPTS_A_TURN) -> None:
+        for _ in range(most):
             try:
                 sock, address = listener.accept()
             except BlockingIOError:
@@ -207,7 +212,7 @@ class Edge:
     def _settle(self, wire: Wire) -> int:
         if wire.seen == GONE:
             return 0
-        if wire.backlog and self._reading:
+        if wire.backlog and wire not in self._held:
             wire.receive(b"")
         if wire.out and wire.writable:
             wire.write(self._clock)
@@ -215,7 +220,7 @@ class Edge:
             self._drop(wire)
             return 0
         polled = WRITE if wire.out else 0
-        if wire.reading and self._reading:
+        if wire.reading and wire not in self._held:
             polled |= READ
         if polled != wire.polled:
             if polled & READ > wire.polled & READ:
@@ -229,6 +234,7 @@ class Edge:
             return
         del self._wires[wire.fd]
         wire.seen = GONE
+        self._held.discard(wire)
         self._admission.disconnect(wire.remote)
         try:
             wire.end()
@@ -266,27 +272,38 @@ class Edge:
             self._drop(wire)
         return 0
 
-    # -- the end of the node -------------------------------------------------------------------------------------------
-    def stop_accepting(self) -> None:
-        """Close the listening sockets."""
+    # -- the end of the node (draining.py) -----------------------------------------------------------------------------
+    def stop_accepting(self, *, others_listen: bool = False) -> None:
+        """Close the listening sockets, and answer first who has connected already.
+
+        `others_listen`: somebody else holds these sockets as well, and whoever is not accepted waits for him there.
+        """
+        self.empty = trio.Event()
         for fd, listener in self._listeners.items():
+            if not others_listen:
+                self._accept(listener, WAITING_AT_MOST)
             self._epoll.unregister(fd)
             listener.close()
         self._listeners = {}
-
-    def hold(self) -> None:
-        """Read no more, so that what was read can be answered; until `close_all`."""
-        self._reading = False
-        for wire in self._wires.values():
-            self._touch(wire)
-
-    def close_all(self, code: int, reason: str) -> None:
-        """Start the closing handshake with everybody; `empty` is set when all have gone."""
-        self.empty = trio.Event()
-        self._reading = True
-        for wire in list(self._wires.values()):
-            self._touch(wire)
-            wire.close(code, reason)
-        self.flush()
         if not self._wires:
             self.empty.set()
+
+    def wires(self) -> list[Wire]:
+        """All who are connected now."""
+        return list(self._wires.values())
+
+    def hold(self, wires: Iterable[Wire]) -> None:
+        """Read these no more, so that what was read can be answered; until `close`."""
+        for wire in wires:
+            if wire.seen != GONE:
+                self._held.add(wire)
+                self._touch(wire)
+
+    def close(self, wires: Iterable[Wire], code: int, reason: str) -> None:
+        """Start the closing handshake with these; who still shakes hands is refused. Who has gone stays so."""
+        for wire in wires:
+            self._held.discard(wire)
+            if wire.seen != GONE:
+                self._touch(wire)
+                wire.close(code, reason)
+        self.flush()

@@ -43,6 +43,7 @@ class Reception:
         self._intake, self._acks, self._delivery, self._settlement = intake, acks, delivery, settlement
         self._ids, self._dates, self._clock, self._single = session_ids, dates, clock, single
         self.draining = False
+        """The node is stopping, for whoever asks. Who still shakes hands comes in, and is sent away like the rest."""
         self.apply(limits)
 
     def apply(self, limits: LimitSettings) -> None:
@@ -59,8 +60,6 @@ class Reception:
 
     def enter(self, openid: OpenId, user_name: str, remote: str, outlet: Outlet) -> Session:
         """A login whose upgrade is about to be answered: first the hub, then the registry."""
-        if self.draining:
-            raise Refused(503, "This node is stopping; connect again.", retry_after=1)
         if not self._single and self._hub.count(openid) >= self._limits.sessions_per_user:
             raise Refused(429, f"{openid} has as many sessions as are allowed; close one.", retry_after=5)
         now, limits = self._clock.wall(), self._limits
