@@ -39,6 +39,8 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     file_type: int
     accepted_at: int
     """Milliseconds since the epoch."""
+    traceparent: str = ""
+    """The trace that its sender sent it in (W3C Trace Context), if any; carried along, never acted upon."""
 
     @property
     def key(self) -> Key:
@@ -107,6 +109,7 @@ class Notice(msgspec.Struct, frozen=True, gc=False):
     rank: int
     at: int
     """Milliseconds since the epoch: when the rank rose."""
+    traceparent: str = ""
 
     @property
     def key(self) -> Key:

@@ -10,10 +10,11 @@ import apsw
 import pytest
 
 from yanchat.backends.sqlite import database
-from yanchat.backends.sqlite.database import VERSION, Database
+from yanchat.backends.sqlite.database import Database, Schema
 from yanchat.errors import StoreUnavailable
 
-SCHEMA = "CREATE TABLE IF NOT EXISTS t (value)"
+SCHEMA = Schema("CREATE TABLE IF NOT EXISTS t (value)")
+LATER = Schema("CREATE TABLE IF NOT EXISTS t (value, more)", ("ALTER TABLE t ADD COLUMN more DEFAULT '-'",))
 
 
 @pytest.fixture
@@ -79,9 +80,35 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_of_a_later_version_is_refused(db: Database, path: Path) -> None:
-    db.connection.pragma("user_version", VERSION + 1)
+    db.connection.pragma("user_version", SCHEMA.version + 1)
     with pytest.raises(StoreUnavailable, match="later yanchat"):
         Database(path, SCHEMA, full=True)
+
+
+def test_a_file_of_an_earlier_version_is_brought_up_once_and_keeps_what_is_in_it(db: Database, path: Path) -> None:
+    insert(db, "kept")
+    db.close()
+    for _ in range(2):
+        later = Database(path, LATER, full=True)
+        assert later.execute("SELECT * FROM t").fetchall() == [("kept", "-")]
+        assert later.connection.pragma("user_version") == 2
+        later.close()
+
+
+def test_a_new_file_has_the_latest_version_at_once(path: Path) -> None:
+    later = Database(path, LATER, full=True)
+    later.execute("INSERT INTO t VALUES (1, 2)")
+    assert later.connection.pragma("user_version") == 2
+    later.close()
+
+
+def test_a_file_that_cannot_be_brought_up_stays_as_it_is(db: Database, path: Path) -> None:
+    insert(db, "kept")
+    broken = Schema("", ("ALTER TABLE t ADD COLUMN more; ALTER TABLE nowhere ADD COLUMN more",))
+    with pytest.raises(StoreUnavailable, match=r"a\.db cannot be opened"):
+        Database(path, broken, full=True)
+    assert db.execute("SELECT * FROM t").fetchall() == [("kept",)]
+    assert db.connection.pragma("user_version") == 1
 
 
 def test_several_may_make_the_file_at_the_same_time(tmp_path: Path) -> None:

@@ -17,7 +17,13 @@ def order_at(ms: int, n: int = 0) -> int:
 
 
 def message(
-    at: int, *recipients: OpenId, sender: OpenId = ANN, request: str = "", text: str = "hello", n: int = 0
+    at: int,
+    *recipients: OpenId,
+    sender: OpenId = ANN,
+    request: str = "",
+    text: str = "hello",
+    n: int = 0,
+    trace: str = "",
 ) -> list[Envelope]:
     """A message accepted at this time (ms), to Bob unless told otherwise; its id follows from `request`, if given."""
     first = order_at(at, n)
@@ -26,7 +32,7 @@ def message(
     else:
         message_id = message_id_from_order(first, Random(first))
     return [
-        Envelope(first + place, message_id, recipient, sender, sender.title(), request or "r", text, 0, at)
+        Envelope(first + place, message_id, recipient, sender, sender.title(), request or "r", text, 0, at, trace)
         for place, recipient in enumerate(recipients or (BOB,))
     ]
 

@@ -9,11 +9,12 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.protocol.seed import SEED, holds
 from yanchat.errors import Refused
 from yanchat.model import ACKED, GIVEN_UP, Envelope, MessageId, Notice, OpenId, SessionId
-from yanchat.protocol import frames, ids
+from yanchat.protocol import client_frames, frames, ids
 from yanchat.protocol.session import Conversation, Refusal
 
 ANN, BOB = OpenId("1879878-NKCNO-NKNK"), OpenId("56C02DF0516B4B079ABFCEC08169E577")
@@ -205,3 +206,44 @@ def test_any_text_and_name_make_a_valid_push(text: str, name: str) -> None:
     assert frame["msg"]["params"]["message"] == text
     assert frame["msg"]["params"]["fromUser"]["userName"] == name
     assert frame["redelivered"] is True
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_a_traced_message_carries_its_trace_to_the_push_and_to_the_notice() -> None:
+    sent = frames.decode(client_frames.send((BOB,), "hello", traceparent=TRACE))
+    assert isinstance(sent, frames.Send)
+    assert sent.traceparent == TRACE
+    traced = replace(envelope(), traceparent=sent.traceparent)
+    told = Notice(1, MessageId("0" * 32), BOB, ANN, "r", ACKED, 1, TRACE)
+    for frame in (
+        frames.push(traced, SessionId("s"), b'""', redelivered=True),
+        frames.notice(told, SessionId("s"), b""),
+    ):
+        assert json.loads(frame)["traceparent"] == TRACE
+        assert client_frames.decode(frame).traceparent == TRACE
+
+
+@pytest.mark.parametrize(
+    "given_trace",
+    [
+        "",
+        "00",
+        TRACE[:-1],
+        TRACE + "-00",
+        TRACE + "\n",
+        TRACE.upper(),
+        "ff" + TRACE[2:],
+        TRACE.replace("0af7651916cd43dd8448eb211c80319c", "0" * 32),
+        TRACE.replace("b7ad6b7169203331", "0" * 16),
+        TRACE[:-3] + '"01',
+        7,
+        [TRACE],
+        {"a": 1},
+        None,
+    ],
+)
+def test_a_traceparent_that_is_none_is_left_out_and_the_message_is_sent_all_the_same(given_trace: object) -> None:
+    frame = {"type": 1, "params": {"toMessageId": "b", "message": "x"}, "traceparent": given_trace}
+    assert frames.decode(json.dumps(frame)) == frames.Send((OpenId("b"),), "x", 0, None, "")

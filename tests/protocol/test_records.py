@@ -16,6 +16,7 @@ sessions = st.lists(st.sampled_from(["n:1_ann_20240102102737", "s-2"]).map(Sessi
 )
 nodes = st.sampled_from([Node("127.0.0.1:8084"), Node("[::1]:80")])
 times = st.integers(0, 1 << 47)
+traces = st.sampled_from(["", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"])
 envelopes = st.builds(
     Envelope,
     order=st.integers(0, (1 << 63) - 1),
@@ -27,6 +28,7 @@ envelopes = st.builds(
     text=st.text(max_size=30),
     file_type=st.integers(-(1 << 63), (1 << 63) - 1),
     accepted_at=times,
+    traceparent=traces,
 )
 notices = st.builds(
     Notice,
@@ -37,6 +39,7 @@ notices = st.builds(
     request_id=st.text(max_size=9),
     rank=st.sampled_from([ACKED, GIVEN_UP]),
     at=times,
+    traceparent=traces,
 )
 ranks = st.sampled_from([OPEN, GIVEN_UP, ACKED])
 rows = st.builds(
@@ -93,3 +96,19 @@ def test_a_row_is_carried_whole_or_not_at_all() -> None:
     assert (row.envelope.key, row.rank, row.told) == (("c" * 32, "bob"), ACKED, GIVEN_UP)
     assert records.decode(headers, value % (b"not-hex", b"200")) is None
     assert records.decode(headers, value % (b"c" * 32, b"201")) is None
+
+
+@given(any_record)
+def test_the_trace_of_a_message_is_a_header_of_its_record(record: records.Record) -> None:
+    trace = getattr(getattr(record, "envelope", getattr(record, "notice", None)), "traceparent", "")
+    headers, _ = records.encode(record, "i")
+    assert headers.get("traceparent", "") == trace
+
+
+def test_a_traceparent_that_is_none_does_not_leave_the_record() -> None:
+    """It would stand in a client's frame as it is."""
+    envelope = Envelope(1, MessageId("c" * 32), OpenId("bob"), OpenId("ann"), "", "r", "hello", 0, 9)
+    headers, value = records.encode(records.Push(Node("n:1"), envelope, (SessionId("s"),), "first", False), "i")
+    record = records.decode({**headers, "traceparent": '00-"'}, value)
+    assert isinstance(record, records.Push)
+    assert record.envelope.traceparent == ""

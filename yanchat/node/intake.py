@@ -129,8 +129,10 @@ class Intake:
             request_id = send.request_id
             message_id = message_id_from_request(sender, request_id, send.file_type, send.text)
         envelopes = [
-            Envelope(order + n, message_id, recipient, sender, name, request_id, send.text, send.file_type, now)
-            for n, recipient in enumerate(send.recipients)
+            Envelope(
+                order + n, message_id, to, sender, name, request_id, send.text, send.file_type, now, send.traceparent
+            )
+            for n, to in enumerate(send.recipients)
         ]
         for envelope in envelopes:
             self._backlog.add(sender, envelope.recipient)

@@ -66,6 +66,7 @@ class Item:
             envelope.request_id,
             self.rank,
             self.settled_at,
+            envelope.traceparent,
         )
 
     def step(self, told_at: int = 0) -> Step:

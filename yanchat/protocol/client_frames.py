@@ -40,6 +40,8 @@ class Message(msgspec.Struct, frozen=True):
     sent_at: int
     order: str
     redelivered: bool
+    traceparent: str = ""
+    """The trace that its sender sent it in, if any."""
 
 
 class AckReceipt(msgspec.Struct, frozen=True):
@@ -57,6 +59,7 @@ class Settled(msgspec.Struct, frozen=True):
     request_id: str
     recipient: str
     error: str
+    traceparent: str = ""
 
 
 class Other(msgspec.Struct, frozen=True):
@@ -69,12 +72,16 @@ Frame = Hello | Receipt | Message | AckReceipt | Settled | Other
 HEARTBEAT: Final = '{"type":11}'
 
 
-def send(recipients: tuple[str, ...], text: str, file_type: int = 0, request_id: str | None = None) -> str:
+def send(
+    recipients: tuple[str, ...], text: str, file_type: int = 0, request_id: str | None = None, traceparent: str = ""
+) -> str:
     """Type 1."""
     to = recipients[0] if len(recipients) == 1 else list(recipients)
     frame: dict[str, object] = {"type": 1, "params": {"toMessageId": to, "message": text, "fileType": file_type}}
     if request_id is not None:
         frame["requestId"] = request_id
+    if traceparent:
+        frame["traceparent"] = traceparent
     return msgspec.json.encode(frame).decode()
 
 
@@ -127,6 +134,7 @@ class _Any(msgspec.Struct):
     requestId: str = ""
     order: str = ""
     redelivered: bool = False
+    traceparent: str = ""
 
 
 _decode = msgspec.json.Decoder(_Any).decode
@@ -144,7 +152,8 @@ def decode(data: str | bytes) -> Frame:
     if frame.msg is not None and frame.msg.type == 17:
         inner = frame.msg
         to = inner.params.toUser if isinstance(inner.params.toUser, str) else inner.params.toUser.openid
-        return Settled(inner.status, frame.messageId, frame.requestId, to, inner.params.error)
+        error = inner.params.error
+        return Settled(inner.status, frame.messageId, frame.requestId, to, error, frame.traceparent)
     if frame.type == 6:
         return Hello(params.openid, params.sessionId, params.node, params.pending)
     if frame.type == 0:
@@ -166,4 +175,5 @@ def _message(frame: _Any, params: _Params) -> Message:
         frame.activeTime,
         frame.order,
         frame.redelivered,
+        frame.traceparent,
     )

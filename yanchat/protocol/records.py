@@ -140,10 +140,14 @@ def encode(record: Record, incarnation: str) -> tuple[dict[str, str], bytes]:
     headers = {"kind": KINDS[type(record)], "origin": record.origin, "incarnation": incarnation}
     match record:
         case Push(envelope=envelope):
-            headers |= {"sessions": ",".join(record.sessions), "cause": record.cause}
+            headers |= {"sessions": ",".join(record.sessions), "cause": record.cause, **_trace(envelope.traceparent)}
             return headers, frames.push(envelope, record.sessions[0], b'""', record.redelivered)
         case Tell(notice=notice):
-            headers |= {"sessions": ",".join(record.sessions), "order": f"{notice.order:x}"}
+            headers |= {
+                "sessions": ",".join(record.sessions),
+                "order": f"{notice.order:x}",
+                **_trace(notice.traceparent),
+            }
             return headers, frames.notice(notice, record.sessions[0], b"")
         case Pull():
             value: dict[str, Any] = {"openid": record.openid, "sessionId": record.session_id}
@@ -160,6 +164,10 @@ def encode(record: Record, incarnation: str) -> tuple[dict[str, str], bytes]:
         case Gone():
             value = {"sessions": record.sessions}
     return headers, msgspec.json.encode(value)
+
+
+def _trace(traceparent: str) -> dict[str, str]:
+    return {"traceparent": traceparent} if traceparent else {}
 
 
 def decode(headers: Headers, value: bytes) -> Record | None:
@@ -187,12 +195,13 @@ def _message_ids(record: Record) -> list[MessageId]:
 def _decode(headers: Headers, value: bytes) -> Record | None:
     origin = Node(headers["origin"])
     sessions = tuple(map(SessionId, headers.get("sessions", "").split(",")))
+    traceparent = frames.usable_traceparent(headers.get("traceparent", ""))
     match headers["kind"]:
         case "message":
             frame = _push(value)
-            return Push(origin, frame.envelope(), sessions, headers["cause"], frame.redelivered)
+            return Push(origin, frame.envelope(traceparent), sessions, headers["cause"], frame.redelivered)
         case "notice":
-            return Tell(origin, _notice(value).notice(int(headers["order"], 16)), sessions)
+            return Tell(origin, _notice(value).notice(int(headers["order"], 16), traceparent), sessions)
         case "pull":
             pull = _pull(value)
             return Pull(origin, pull.openid, pull.sessionId)
@@ -241,7 +250,7 @@ class _PushFrame(msgspec.Struct):
     order: str
     redelivered: bool = False
 
-    def envelope(self) -> Envelope:
+    def envelope(self, traceparent: str) -> Envelope:
         params = self.msg.params
         return Envelope(
             order=int(self.order, 16),
@@ -253,6 +262,7 @@ class _PushFrame(msgspec.Struct):
             text=params.message,
             file_type=int(params.fileType),
             accepted_at=self.activeTime,
+            traceparent=traceparent,
         )
 
 
@@ -272,9 +282,10 @@ class _NoticeFrame(msgspec.Struct):
     requestId: str
     to: tuple[OpenId]
 
-    def notice(self, order: int) -> Notice:
+    def notice(self, order: int, traceparent: str) -> Notice:
         recipient, rank = self.msg.params.toUser, _RANK[self.msg.status]
-        return Notice(order, self.messageId, recipient, self.to[0], self.requestId, rank, self.activeTime)
+        sender, at = self.to[0], self.activeTime
+        return Notice(order, self.messageId, recipient, sender, self.requestId, rank, at, traceparent)
 
 
 class _PullValue(msgspec.Struct):

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from yanchat.model import ACKED, GIVEN_UP, OPEN, Envelope, MessageId, OpenId, Row
+from yanchat.protocol.frames import usable_traceparent
 from yanchat.protocol.ids import order_text
 
 _STATUS: Final = {OPEN: 0, GIVEN_UP: 410, ACKED: 200}
@@ -32,6 +33,7 @@ class RowValue(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     arrived_at: int = 0
     settled_at: int = 0
     told_at: int = 0
+    traceparent: str = ""
 
     @classmethod
     def of(cls, row: Row) -> RowValue:
@@ -53,6 +55,7 @@ class RowValue(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
             arrived_at=row.arrived_at,
             settled_at=row.settled_at,
             told_at=row.told_at,
+            traceparent=envelope.traceparent,
         )
 
     def row(self) -> Row:
@@ -67,6 +70,7 @@ class RowValue(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
             text=self.message,
             file_type=self.file_type,
             accepted_at=self.active_time,
+            traceparent=usable_traceparent(self.traceparent),
         )
         return Row(
             envelope,

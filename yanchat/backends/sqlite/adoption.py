@@ -16,7 +16,7 @@ from yanchat.model import ACKED, Key, Row, Step
 MOVABLE: Final = f"""NOT INDEXED WHERE ord > ? AND moved_at = 0 AND NOT (rank = {ACKED} AND told = {ACKED})
  ORDER BY ord LIMIT ?"""
 """In passing over the table once: whoever asks goes through all of it, and nobody else uses a dead node's."""
-_INSERT = f"INSERT INTO outbox ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,0,?)"
+_INSERT = f"INSERT INTO outbox ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,0,?)"
 _FREE = """SELECT CASE WHEN NOT EXISTS (SELECT 1 FROM outbox WHERE ord = ?1) THEN ?1 ELSE
  (SELECT ord + 1 FROM outbox AS taken WHERE ord >= ?1 AND NOT EXISTS (SELECT 1 FROM outbox WHERE ord = taken.ord + 1)
   ORDER BY ord LIMIT 1) END"""
@@ -78,6 +78,7 @@ def _insert(db: Database, one: Row) -> None:
             envelope.text,
             envelope.file_type,
             envelope.accepted_at,
+            envelope.traceparent,
             one.rank,
             one.told,
             one.attempts,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from yanchat.backends.lane import Lane
-from yanchat.backends.sqlite.database import Database, Reader
+from yanchat.backends.sqlite.database import Database, Reader, Schema
 from yanchat.backends.sqlite.registry import SqliteRegistry
 from yanchat.errors import ConfigError
 
@@ -34,7 +34,7 @@ async def open_cluster(
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigError(f"{state} cannot be used: {error.strerror}; choose another --state-dir.") from None
-    schema = (files("yanchat.backends.sqlite") / "cluster.sql").read_text()
+    schema = Schema((files("yanchat.backends.sqlite") / "cluster.sql").read_text())
     lane = Lane("cluster", lambda: Database(state / "cluster.db", schema, full=False))
     await lane.open()
     try:

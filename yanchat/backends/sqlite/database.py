@@ -7,19 +7,33 @@ import time
 from collections.abc import Callable, Sequence
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import apsw
 
 from yanchat.errors import StoreUnavailable
 
 R = TypeVar("R")
-VERSION: Final = 1
-"""Of both schemas, kept as `user_version` of the file."""
 BUSY_SECONDS: Final = 10.0
 CHECKPOINT_PAGES: Final = 4000
 LOG_BYTES: Final = 64 * 1024 * 1024
 """From this size on the log is cut back, waiting for those who read."""
+
+
+class Schema(NamedTuple):
+    """What a file holds. An older file is brought up to it when it is opened, step by step, and keeps all that it has.
+
+    A file's version is its `user_version`, 1 at first. A file of a later version is refused.
+    """
+
+    sql: str
+    """Makes all of it in a new file, and in any file what is not there."""
+    steps: tuple[str, ...] = ()
+    """SQL that leads from version 1 to 2, from 2 to 3, and so on."""
+
+    @property
+    def version(self) -> int:
+        return 1 + len(self.steps)
 
 
 class Database:
@@ -28,7 +42,7 @@ class Database:
     StoreUnavailable when the file cannot be opened or was written by a later version.
     """
 
-    def __init__(self, path: Path, schema: str, *, full: bool) -> None:
+    def __init__(self, path: Path, schema: Schema, *, full: bool) -> None:
         self.path = path
         self._log_pages = 0
         try:
@@ -47,7 +61,7 @@ class Database:
         self.execute = self.connection.execute
         self.executemany = self.connection.executemany
 
-    def _set_up(self, schema: str, full: bool) -> None:
+    def _set_up(self, schema: Schema, full: bool) -> None:
         self.connection.set_busy_handler(_Patience().wait)
         self._log_mode()
         self._pragma("synchronous", 2 if full else 1)
@@ -56,10 +70,12 @@ class Database:
         self.connection.set_wal_hook(self._committed)
         self.connection.execute("BEGIN IMMEDIATE")  # two nodes may make the file at the same time
         version = self.connection.pragma("user_version")
-        if version > VERSION:
+        if version > schema.version:
             raise StoreUnavailable(f"{self.path} was written by a later yanchat; run that one.")
-        self.connection.execute(schema)
-        self.connection.pragma("user_version", VERSION)
+        for step in schema.steps[version - 1 :] if version else ():
+            self.connection.execute(step)
+        self.connection.execute(schema.sql)
+        self.connection.pragma("user_version", schema.version)
         self.connection.execute("COMMIT")
 
     def _log_mode(self) -> None:

@@ -18,9 +18,9 @@ from yanchat.protocol.ids import order_from_message_id
 
 COLUMNS: Final = (
     "ord, message_id, recipient, sender, sender_name, request_id, text, file_type, accepted_at,"
-    " rank, told, attempts, sent_at, arrived_at, settled_at, told_at, moved_at, adopted_at"
+    " traceparent, rank, told, attempts, sent_at, arrived_at, settled_at, told_at, moved_at, adopted_at"
 )
-_ADD = f"INSERT INTO outbox ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,0,0,0,?,0,0,0)"
+_ADD = f"INSERT INTO outbox ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,0,0,0,?,0,0,0)"
 _STEP = """UPDATE outbox SET settled_at = CASE WHEN ?2 > rank THEN ?7 ELSE settled_at END,
  rank = max(rank, ?2), told_at = CASE WHEN ?3 > told THEN ?8 ELSE told_at END, told = max(told, ?3),
  attempts = max(attempts, ?4), sent_at = CASE WHEN sent_at = 0 THEN ?5 ELSE sent_at END,
@@ -85,6 +85,7 @@ def _insert(
                 one.text,
                 one.file_type,
                 one.accepted_at,
+                one.traceparent,
                 ACKED if done else OPEN,
                 ACKED if done or one.message_id in quiet else OPEN,
                 acked[one.key] if done else 0,
@@ -124,7 +125,7 @@ def settle(db: Database, keys: Sequence[Key], rank: int, told: int, at: int) -> 
 
 def row(columns: Sequence[Any]) -> Row:
     order, blob, *rest = columns
-    return Row(Envelope(order, MessageId(blob.hex()), *rest[:7]), *rest[7:])
+    return Row(Envelope(order, MessageId(blob.hex()), *rest[:8]), *rest[8:])
 
 
 def find(db: Database, keys: Sequence[Key]) -> dict[Key, Row]:

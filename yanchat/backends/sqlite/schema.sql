@@ -12,6 +12,7 @@ CREATE TABLE IF NOT EXISTS outbox (
     text TEXT NOT NULL,
     file_type INTEGER NOT NULL,
     accepted_at INTEGER NOT NULL,
+    traceparent TEXT NOT NULL DEFAULT '',
     rank INTEGER NOT NULL DEFAULT 0,
     told INTEGER NOT NULL DEFAULT 0,
     attempts INTEGER NOT NULL DEFAULT 0,

@@ -8,19 +8,21 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from yanchat import failpoint
 from yanchat.backends.lane import Lane
 from yanchat.backends.sqlite import adoption, counters, rows
 from yanchat.backends.sqlite.books import FileBooks
-from yanchat.backends.sqlite.database import Database
+from yanchat.backends.sqlite.database import Database, Schema
 from yanchat.backends.sqlite.search import search
 from yanchat.errors import StoreUnavailable
 from yanchat.model import ACKED, AckEntry, Envelope, Key, MessageId, OpenId, Row, Step, Totals
 from yanchat.ports import Inbox, Outbox, RowFilter, Tray, Waiting
 
 R = TypeVar("R")
+STEPS: Final = ("ALTER TABLE outbox ADD COLUMN traceparent TEXT NOT NULL DEFAULT ''",)
+"""How the tables of earlier versions become those of schema.sql."""
 _TRAYS = {
     "messages": "WHERE recipient = ? AND rank = 0 AND moved_at = 0 ORDER BY ord LIMIT ?",
     "notices": "WHERE sender = ? AND rank > told AND moved_at = 0 ORDER BY ord LIMIT ?",
@@ -43,7 +45,7 @@ async def open_store(
 
     `committed` is told, in the store's thread, how many seconds each writing transaction took.
     """
-    schema = (files("yanchat.backends.sqlite") / "schema.sql").read_text()
+    schema = Schema((files("yanchat.backends.sqlite") / "schema.sql").read_text(), STEPS)
     lane = Lane("store", lambda: Database(path, schema, full=True), committed)
     await lane.open()
     try:
