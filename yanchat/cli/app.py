@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from yanchat.cli import audit, bench, clients, demo, listen, outbox, redeliver, send, serve, servers, trace
-from yanchat.cli.call import add_command, add_shared_options, flag
+from yanchat.cli import audit, bench, clients, config, demo, listen, outbox, redeliver, send, serve, servers, trace
+from yanchat.cli.call import add_command, add_group, add_shared_options, flag
 from yanchat.cli.render import complain
 
 NOT_WRITTEN = 1
@@ -54,6 +54,7 @@ def build() -> typer.Typer:
         ("Try it", bench.bench),
     ):
         add_command(app, panel, function)
+    add_group(app, "Run a node", "config", config.about, (config.init, config.show, config.check))
     return app
 
 
@@ -85,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
 def _call(arguments: list[str]) -> int:
     program = typer.main.get_command(build())
     if arguments[:1] == ["help"]:
-        arguments = [*arguments[1:2], "--help"]
+        arguments = [*arguments[1:], "--help"]
     try:
         code = program.main(arguments, prog_name="yanchat", standalone_mode=False)
     except typer.Abort:

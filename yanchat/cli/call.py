@@ -16,6 +16,7 @@ from yanchat.errors import NotAllowed, UsageError, YanchatError
 if TYPE_CHECKING:
     from yanchat.cli.nodes import Cluster
     from yanchat.config import Settings
+    from yanchat.config.load import Loaded
 
 INTERRUPTED = 130
 INTERNAL = 1
@@ -107,8 +108,9 @@ class Call:
         debug: bool,
     ) -> None:
         self.debug = debug
-        self._config = config
-        self._options = {
+        self.config = config
+        """What --config says."""
+        self.options = {
             ("node", "state_dir"): None if state_dir is None else str(state_dir),
             ("node", "profile"): profile,
             ("redis", "url"): redis,
@@ -120,12 +122,16 @@ class Call:
 
     def settings(self, options: Mapping[tuple[str, str], Any] | None = None) -> Settings:
         """The settings, with what the options of this command say; warns of what is ignored."""
-        from yanchat.config.load import load
-
-        loaded = load(self._config, os.environ, {**self._options, **(options or {})})
+        loaded = self.load(options)
         for warning in loaded.warnings:
             warn(warning)
         return loaded.settings
+
+    def load(self, options: Mapping[tuple[str, str], Any] | None = None, *, file: Path | None = None) -> Loaded:
+        """The settings with where each came from; `file`: another one than --config says."""
+        from yanchat.config.load import load
+
+        return load(file or self.config, os.environ, {**self.options, **(options or {})})
 
     def cluster(self) -> Cluster:
         """The nodes that these settings lead to."""
@@ -189,7 +195,7 @@ def run_async(function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
     return trio.run(function, *arguments, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
-def add_command(app: typer.Typer, panel: str, function: Callable[..., Any]) -> None:
+def add_command(app: typer.Typer, panel: str | None, function: Callable[..., Any]) -> None:
     """Make a function a command of its name: it gets a Call, its own options, and every shared one."""
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
 
@@ -201,11 +207,23 @@ def add_command(app: typer.Typer, panel: str, function: Callable[..., Any]) -> N
     app.command(function.__name__, rich_help_panel=panel)(run)
 
 
+def add_group(
+    app: typer.Typer, panel: str, name: str, about: Callable[[], None], functions: Sequence[Callable[..., Any]]
+) -> None:
+    """Make functions commands of a command: `yanchat NAME FUNCTION`."""
+    group = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+    add_shared_options(group, about, {})
+    for function in functions:
+        add_command(group, None, function)
+    app.add_typer(group, name=name, rich_help_panel=panel)
+
+
 def add_shared_options(app: typer.Typer, about: Callable[[], None], more: Mapping[str, Any]) -> None:
     """Let the shared options stand before the command, too."""
 
     def remember(ctx: typer.Context, **values: Any) -> None:
-        ctx.obj = values
+        before = ctx.obj or {}
+        ctx.obj = {name: value or before.get(name, value) for name, value in values.items()}
 
     own = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)

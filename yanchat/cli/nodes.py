@@ -59,7 +59,7 @@ class Cluster:
             if not os.access(file, os.R_OK | os.W_OK):
                 raise NotAllowed(f"{file} belongs to another user; call this as the user that runs the nodes.")
         else:
-            _hush()
+            hush()
         from yanchat.backends import open_registry
 
         async with open_registry(self.settings, self.state, LEASE) as registry:
@@ -162,7 +162,7 @@ def _address(directory: str) -> str:
     return f"{host.replace('-', '.')}:{port}" if re.fullmatch(r"\d+(-\d+){3}", host) else directory
 
 
-def _hush() -> None:
+def hush() -> None:
     """Drivers log for a node that lives on; a call ends with the error itself, and its stdout is for data."""
     import structlog
 

@@ -45,6 +45,8 @@ class Loaded(NamedTuple):
     origins: dict[tuple[str, str], str]
     """Where each value that is no default came from."""
     warnings: list[str]
+    file: Path | None
+    """The one that was read."""
 
 
 def load(file: Path | None, environment: Mapping[str, str], options: Options) -> Loaded:
@@ -67,7 +69,7 @@ def load(file: Path | None, environment: Mapping[str, str], options: Options) ->
     sections = {field.name: field.type for field in msgspec.structs.fields(Settings)}
     settings = Settings(**{name: sections[name](**keys) for name, keys in values.items()})
     check(settings, origins)
-    return Loaded(settings, origins, warnings)
+    return Loaded(settings, origins, warnings, file)
 
 
 def state_directory(settings: Settings, environment: Mapping[str, str]) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import typing
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import msgspec
@@ -92,3 +94,43 @@ def _number(value: Any) -> tuple[float, str]:
     if match is None:
         raise ValueError("write a number with its unit")
     return float(match[1]), match[2]
+
+
+def takes(kind: Any) -> str:
+    """What a setting of that type takes, in a word or two of Markdown."""
+    if unit := unit_of(kind):
+        return unit
+    if typing.get_origin(kind) is Literal:
+        return ", ".join(f"`{value}`" for value in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple and typing.get_origin(typing.get_args(kind)[0]) is Literal:
+        return "list of " + takes(typing.get_args(kind)[0])
+    return allowed(kind).removeprefix("a ")
+
+
+def write(section: str, key: str, value: Any) -> str:
+    """A value as it is written in the file.
+
+    >>> write("redelivery", "longest", 300.0), write("limits", "window_bytes", 262144), write("log", "level", "info")
+    ('"5m"', '"256KiB"', '"info"')
+    """
+    unit = unit_of(fields_of(section)[key].type)
+    if unit is None:
+        return toml(value)
+    units: tuple[str, ...] = ("d", "h", "m", "s", "ms") if unit == "duration" else ("GiB", "MiB", "KiB", "B")
+    sizes: Mapping[str, float] = _DURATION_UNITS if unit == "duration" else _SIZE_UNITS
+    if not value:
+        return f'"0{"s" if unit == "duration" else "B"}"'
+    for name in units:
+        if not value % sizes[name]:
+            return f'"{value / sizes[name]:.15g}{name}"'
+    return toml(value)
+
+
+def toml(value: Any) -> str:
+    """A value in TOML: a text, a number, true or false, or a list of them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(toml, value))}]"
+    # JSON's strings are TOML's, but for what JSON leaves as it is
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
