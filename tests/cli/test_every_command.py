@@ -14,12 +14,14 @@ from tests.cli.terminal import on_terminal
 from tests.running import RunningNode, call, command, environment, read_line, running
 from yanchat.cli.app import run
 
-COMMANDS = ("serve", "send", "listen", "servers", "clients", "outbox", "redeliver", "demo", "bench")
+COMMANDS = ("serve", "send", "listen", "servers", "clients", "outbox", "trace", "audit", "redeliver", "demo", "bench")
 SHARED = ("--config", "--state-dir", "--profile", "--redis", "--kafka", "--json", "--ndjson", "--debug")
 ASKING = (
     ("servers",),
     ("clients",),
     ("outbox",),
+    ("trace", "0" * 32),
+    ("audit",),
     ("redeliver", "--all"),
     ("send", "bob", "hi"),
     ("listen", "--as", "bob"),
