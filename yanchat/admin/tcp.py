@@ -23,11 +23,9 @@ class Tcp:
     """The bound socket, the address under which others reach it, and the token; nothing is served yet."""
 
     def __init__(self, listener: socket.socket, address: str, token: bytes) -> None:
-        self.listener, self.address, self.token = listener, address, token
-
-    def apply(self, settings: AdminSettings) -> None:
-        """Take the token that stands in the file now. ConfigError: there is none, and the one before stays."""
-        self.token = read_token(settings)
+        self.listener, self.address = listener, address
+        self.token = token
+        """May be replaced by another one at any time."""
 
 
 @contextmanager

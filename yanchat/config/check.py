@@ -39,12 +39,12 @@ def check(settings: Settings, origins: Mapping[tuple[str, str], str]) -> None:
         raise wrong("limits", "outgoing_buffer", "must not be less than limits.message_size.")
     if limits.ping <= 0 or limits.idle <= limits.ping:
         raise wrong("limits", "idle", "must be more than limits.ping, and that more than 0s.")
-    for key in ("listen", "advertise"):
-        address = getattr(settings.node, key)
-        if (address or key == "listen") and not (
+    for section, key in (("node", "listen"), ("node", "advertise"), ("admin", "listen"), ("admin", "advertise")):
+        address = getattr(getattr(settings, section), key)
+        if (address or (section, key) == ("node", "listen")) and not (
             _HOST_PORT.fullmatch(address) and int(address.rpartition(":")[2]) <= LAST_PORT
         ):
-            raise wrong("node", key, f"= {address!r} is not HOST:PORT, as 127.0.0.1:8084 is.")
+            raise wrong(section, key, f"= {address!r} is not HOST:PORT, as 127.0.0.1:8084 is.")
     _check_security(settings, wrong)
     try:
         _zone(settings.node.time_zone)
@@ -54,7 +54,11 @@ def check(settings: Settings, origins: Mapping[tuple[str, str], str]) -> None:
 
 def _check_security(settings: Settings, wrong: Callable[[str, str, str], YanchatError]) -> None:
     """Tokens, TLS, origins and proxies. What the files hold is looked at by whoever opens them."""
-    auth, tls = settings.auth, settings.tls
+    auth, tls, admin = settings.auth, settings.tls, settings.admin
+    if admin.listen and not admin.token_file:
+        raise wrong("admin", "listen", "is served only to whoever has a token; set admin.token_file, too.")
+    if admin.advertise and not admin.listen:
+        raise wrong("admin", "advertise", "says where admin.listen is reached; set that, too.")
     if auth.mode == "jwt":
         if not auth.algorithms:
             raise wrong("auth", "algorithms", "is empty; name those that tokens may have, as HS256.")
