@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import structlog.testing
 import trio
 
 from tests.node.cluster import greeted, is_push, open_cluster
-from yanchat.model import ACKED, GIVEN_UP, Node, OpenId, Step
+from yanchat.model import ACKED, GIVEN_UP, AckEntry, Envelope, Node, OpenId, Step
 from yanchat.ports import RowFilter
 from yanchat.protocol.records import Acked, Told
 
@@ -178,3 +181,104 @@ async def test_a_registry_that_forgets_knows_all_again_within_a_heartbeat(how: s
         await cat.until(lambda cat: cat.texts == ["for cat"])
         ann.write("bob", "hello")
         await bob.until(lambda bob: bob.texts == ["hello"])
+
+
+# -- our own faults: whatever is wrong with one message, nobody else has to do with it ---------------------------------
+async def test_a_message_that_cannot_be_stored_by_a_fault_of_ours_is_refused_alone(autojump_clock: object) -> None:
+    """503 for that one, a line in the log, and all that came with it is stored."""
+    async with open_cluster("n1") as cluster:
+        n1 = cluster.nodes["n1"]
+        ann, eve, bob = await n1.login("ann"), await n1.login("eve"), await n1.login("bob")
+        await greeted(ann, eve, bob)
+        add = n1.store.add
+
+        async def break_at_poison(messages: Sequence[Sequence[Envelope]], **how: Any) -> list[list[bool]]:
+            if any("poison" in envelope.text for message in messages for envelope in message):
+                raise ZeroDivisionError
+            return await add(messages, **how)
+
+        n1.store.add = break_at_poison  # type: ignore[method-assign]
+        with structlog.testing.capture_logs() as logs:
+            for number in range(10):
+                ann.write("bob", f"{number}")
+                eve.write("bob", "poison" if number == 5 else f"from eve {number}")
+            await ann.until(lambda ann: len(ann.told) == 10)
+            await eve.until(lambda eve: len(eve.told) == 9)
+        assert [receipt.status for receipt in ann.receipts] == [200] * 10
+        assert [receipt.status for receipt in eve.receipts] == [200] * 5 + [503] + [200] * 4
+        assert len(bob.texts) == 19
+        assert [log["event"] for log in logs if log["log_level"] == "error"] == ["store.add_failed"]
+        assert "poison" not in str(logs)
+        assert await n1.store.waiting() == []
+
+
+async def test_an_ack_that_cannot_be_recorded_by_a_fault_of_ours_is_refused_alone(autojump_clock: object) -> None:
+    """503 for that one, which comes again; the others are recorded."""
+    async with open_cluster("n1") as cluster:
+        n1 = cluster.nodes["n1"]
+        ann, bob, cat = await n1.login("ann"), await n1.login("bob", acks=False), await n1.login("cat", acks=False)
+        await greeted(ann, bob, cat)
+        record, broken = n1.store.ack, True
+
+        async def break_at_cat(entries: Sequence[AckEntry]) -> list[int]:
+            if broken and any(entry.key[1] == "cat" for entry in entries):
+                raise ZeroDivisionError
+            return await record(entries)
+
+        n1.store.ack = break_at_cat  # type: ignore[method-assign]
+        ann.write("bob,cat", "hello")
+        await bob.until(lambda bob: len(bob.messages) == 1)
+        await cat.until(lambda cat: len(cat.messages) == 1)
+        with structlog.testing.capture_logs() as logs:
+            bob.ack(bob.messages[0])
+            cat.ack(cat.messages[0])
+            await bob.until(lambda bob: bob.ack_statuses == [200])
+            await cat.until(lambda cat: cat.ack_statuses == [503])
+        assert [log["event"] for log in logs if log["log_level"] == "error"] == ["store.ack_failed"]
+        broken, cat.acks = False, True
+        await ann.until(lambda ann: len(ann.told) == 2, within=30)
+
+
+async def test_whoever_may_have_no_answer_by_a_fault_of_ours_connects_again(autojump_clock: object) -> None:
+    """What was stored is delivered all the same, and the repeated request is the same message."""
+    async with open_cluster("n1") as cluster:
+        n1 = cluster.nodes["n1"]
+        ann, bob = await n1.login("ann"), await n1.login("bob")
+        await greeted(ann, bob)
+        accepted = n1.work.mailboxes.accepted
+        n1.work.mailboxes.accepted = None  # type: ignore[assignment, method-assign]
+        with structlog.testing.capture_logs() as logs:
+            ann.write("bob", "hello", "r-1")
+            await trio.sleep(1)
+        n1.work.mailboxes.accepted = accepted  # type: ignore[method-assign]
+        assert "intake.failed" in [log["event"] for log in logs]
+        assert not ann.connected
+        await bob.until(lambda bob: bob.texts == ["hello"])
+        ann = await n1.login("ann")
+        await ann.until(lambda ann: len(ann.told) == 1)
+        await trio.sleep(3)  # until she has answered for the notice
+        ann.write("bob", "hello", "r-1")
+        await ann.until(lambda ann: len(ann.told) == 2)
+        assert bob.texts == ["hello"]
+        ann.write("bob", "more")
+        await bob.until(lambda bob: bob.texts == ["hello", "more"])
+
+
+async def test_a_fault_of_ours_after_an_ack_was_recorded_leaves_the_node_at_work(autojump_clock: object) -> None:
+    """His connection is closed, and when he acks again, the loop closes."""
+    async with open_cluster("n1") as cluster:
+        n1 = cluster.nodes["n1"]
+        ann, bob = await n1.login("ann"), await n1.login("bob", acks=False)
+        await greeted(ann, bob)
+        settled = n1.work.mailboxes.settled
+        n1.work.mailboxes.settled = None  # type: ignore[assignment, method-assign]
+        ann.write("bob", "hello")
+        await bob.until(lambda bob: len(bob.messages) == 1)
+        with structlog.testing.capture_logs() as logs:
+            bob.ack(bob.messages[0])
+            await trio.sleep(1)
+        n1.work.mailboxes.settled = settled  # type: ignore[method-assign]
+        assert "acks.failed" in [log["event"] for log in logs]
+        assert not bob.connected
+        await n1.login("bob")
+        await ann.until(lambda ann: len(ann.told) == 1, within=30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import structlog
 import trio
 
 from yanchat.config import LimitSettings
@@ -13,6 +14,7 @@ from yanchat.node.hub import Hub, Session
 from yanchat.node.ledger import AGAIN_AFTER, Ledger
 from yanchat.node.mailbox import Item
 from yanchat.node.mailboxes import Mailboxes
+from yanchat.node.storing import hang_up
 from yanchat.ports import Bus, Clock, Inbox, Outbox
 from yanchat.protocol import frames
 from yanchat.protocol.frames import Dates
@@ -30,6 +32,15 @@ class _Ack(NamedTuple):
     session: Session
     message_id: str
     origins: tuple[Node, ...]
+
+
+class _Recorded(NamedTuple):
+    """What is on disk of a batch: a status for each ack, what was entered and where, our own rows in memory."""
+
+    statuses: list[int]
+    entries: dict[Key, AckEntry]
+    places: list[int]
+    items: dict[Key, Item]
 
 
 class Acks:
@@ -86,18 +97,38 @@ class Acks:
             if not self._strange:
                 self._wake = trio.Event()
             try:
-                await self._record(batch)
-                self._storing.worked()
-            except StoreUnavailable as error:
-                self._storing.failed(error)
-                self._counters.store_failed += 1
-                date = self._dates(self._clock.wall())
-                for ack in batch:  # not acked: it will be pushed again
-                    self._answer(ack, 503, date)
+                await self._serve(batch)
+            except Exception:
+                hang_up("acks.failed", (ack.session for ack in batch))
             self._busy = False
 
-    async def _record(self, batch: list[_Ack]) -> None:
+    async def _serve(self, batch: list[_Ack]) -> None:
         now = self._clock.wall()
+        try:
+            recorded = await self._record(batch, now)
+        except StoreUnavailable as error:
+            self._storing.failed(error)
+            self._counters.store_failed += 1
+            self._refuse(batch)
+        except Exception:  # a bug: whichever ack shows it, the others are recorded
+            half = len(batch) // 2
+            if half:
+                await self._serve(batch[:half])
+                await self._serve(batch[half:])
+                return
+            structlog.get_logger().exception("store.ack_failed", message_id=batch[0].message_id[:32])
+            self._refuse(batch)
+        else:
+            self._storing.worked()
+            self._follow(batch, recorded, now)
+
+    def _refuse(self, batch: list[_Ack]) -> None:
+        """Not acked: they will be pushed again."""
+        date = self._dates(self._clock.wall())
+        for ack in batch:
+            self._answer(ack, 503, date)
+
+    async def _record(self, batch: list[_Ack], now: int) -> _Recorded:
         entries: dict[Key, AckEntry] = {}
         items: dict[Key, Item] = {}
         rest: list[Key] = []
@@ -120,6 +151,11 @@ class Acks:
             for row in rows:
                 self._mailboxes.followed(row, ACKED, now)
         places = await self._inbox.ack(list(entries.values())) if entries else []
+        return _Recorded(statuses, entries, places, items)
+
+    def _follow(self, batch: list[_Ack], recorded: _Recorded, now: int) -> None:
+        """They are on disk: answer, let memory follow, tell the origins."""
+        statuses, entries, places, items = recorded
         date = self._dates(now)
         for ack, status in zip(batch, statuses, strict=True):
             self._answer(ack, status, date)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import trio
 
 from yanchat.config import LimitSettings
-from yanchat.errors import Refused, StoreUnavailable
+from yanchat.errors import Refused
 from yanchat.model import Envelope, MessageId, OpenId
 from yanchat.node.backlog import Backlog
 from yanchat.node.hub import Session
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.repeats import Repeats
+from yanchat.node.storing import FAULT, RETRY_AFTER, Storing, hang_up
 from yanchat.ports import Clock, Outbox
 from yanchat.protocol import frames
 from yanchat.protocol.frames import Dates, Send
 from yanchat.protocol.ids import Orders, message_id_from_order, message_id_from_request
 from yanchat.protocol.ids import request_id as new_request_id
 from yanchat.protocol.session import Refusal
-from yanchat.telemetry import Counters, Episode
+from yanchat.telemetry import Counters
 
 MAX_BATCH = 500
 
@@ -74,15 +75,9 @@ class Intake:
         inflight: int,
         counters: Counters,
     ) -> None:
-        self._outbox, self._mailboxes, self._repeats, self._backlog, self._orders = (
-            outbox,
-            mailboxes,
-            repeats,
-            backlog,
-            orders,
-        )
+        self._mailboxes, self._repeats, self._backlog, self._orders = mailboxes, repeats, backlog, orders
         self._dates, self._clock, self._inflight, self._counters = dates, clock, inflight, counters
-        self._storing = Episode("store.add")
+        self._storing = Storing(outbox, counters)
         self._queue: list[_Waiting] = []
         self._submitted = self._answered = 0
         self._wake, self._progress = trio.Event(), trio.Event()
@@ -156,7 +151,10 @@ class Intake:
             batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
             if not self._queue:
                 self._wake = trio.Event()
-            await self._store(batch)
+            try:
+                await self._store(batch)
+            except Exception:
+                self._give_up(batch)
             self._answered += len(batch)
             self._progress.set()
             self._progress = trio.Event()
@@ -179,37 +177,27 @@ class Intake:
     async def _store(self, batch: list[_Waiting]) -> None:
         messages = [waiting.envelopes for waiting in batch if waiting.envelopes]
         quiet = {waiting.envelopes[0].message_id for waiting in batch if waiting.quiet}
-        failed: Refused | None = None
-        news: list[list[bool]] = []
-        if messages:
-            try:
-                news = await self._outbox.add(messages, quiet=quiet)
-                self._storing.worked()
-            except StoreUnavailable as error:
-                self._storing.failed(error)
-                self._counters.store_failed += 1
-                failed = Refused(503, str(error), retry_after=5)
-        now, stored = self._clock.wall(), iter(news)
+        stored = iter(await self._storing.add(messages, quiet) if messages else ())
+        now = self._clock.wall()
         date = self._dates(now)
         accepted: list[Envelope] = []
         for waiting in batch:
-            rows = next(stored, []) if waiting.envelopes else []
-            session = self._end(waiting, failed, rows, date)
-            if waiting.envelopes:
-                for envelope, new in zip(waiting.envelopes, rows, strict=False):
-                    if new:
-                        accepted.append(envelope)
-                    else:
-                        self._counters.duplicates += 1
-                        if session is not None:
-                            self._repeats.again(session, envelope.key)
-                        self._backlog.remove(envelope.sender, envelope.recipient)
-                if failed is not None:
-                    for envelope in waiting.envelopes:
-                        self._backlog.remove(envelope.sender, envelope.recipient)
+            rows = next(stored) if waiting.envelopes else []
+            if isinstance(rows, Refused):
+                self._end(waiting, rows, [], date)
+                for envelope in waiting.envelopes:
+                    self._backlog.remove(envelope.sender, envelope.recipient)
+                continue
+            session = self._end(waiting, None, rows, date)
+            for envelope, new in zip(waiting.envelopes, rows, strict=True):
+                if new:
+                    accepted.append(envelope)
+                else:
+                    self._counters.duplicates += 1
+                    if session is not None:
+                        self._repeats.again(session, envelope.key)
+                    self._backlog.remove(envelope.sender, envelope.recipient)
         self._counters.accepted += len(accepted)
-        if messages and failed is None:
-            self._counters.accept_batch.observe(len(messages))
         for envelope in accepted:
             self._counters.accept_ms.observe(now - envelope.accepted_at)
             self._mailboxes.accepted(envelope, quiet=envelope.message_id in quiet)
@@ -224,6 +212,15 @@ class Intake:
         if waiting.refusal is not None and waiting.refusal.hang_up:
             by.outlet.close(1008, "three frames in a row were not understood")
         return by
+
+    def _give_up(self, batch: list[_Waiting]) -> None:
+        """A fault of ours. What is stored stays so, and is read from disk; whoever has no answer may repeat it."""
+        hang_up("intake.failed", (waiting.by for waiting in batch if isinstance(waiting.by, Session)))
+        for waiting in batch:
+            if isinstance(waiting.by, _Pushed):
+                waiting.by.end(Refused(503, FAULT, RETRY_AFTER), [])
+            for envelope in waiting.envelopes:
+                self._mailboxes.missed(envelope.recipient, "messages")
 
     def _answer(self, waiting: _Waiting, failed: Refused | None, date: bytes) -> bytes:
         send, refusal = waiting.send, waiting.refusal

@@ -15,6 +15,7 @@ from yanchat.model import ACKED, OPEN, Envelope, Key, Node, OpenId, Place, Row
 from yanchat.node.backlog import Backlog
 from yanchat.node.hub import Hub
 from yanchat.node.mailbox import Item, Mailbox, held_of
+from yanchat.ports import Tray
 from yanchat.telemetry import Counters
 
 ROUND = 1000
@@ -90,11 +91,17 @@ class Mailboxes:
             self._backlog.add(envelope.sender, envelope.recipient)
         elif row.told >= row.rank:
             return
-        openid = envelope.recipient if row.rank == OPEN else envelope.sender
+        if row.rank == OPEN:
+            self.missed(envelope.recipient, "messages")
+        else:
+            self.missed(envelope.sender, "notices")
+
+    def missed(self, openid: OpenId, tray: Tray) -> None:
+        """There may be rows on disk that are not in memory, nor waited for."""
         if openid not in self.boxes:
             self.awaited.setdefault(openid, False)
         box = self.box(openid)
-        (box.messages if row.rank == OPEN else box.notices).miss()
+        dict(box.trays())[tray].miss()
         box.calm_down()
         self.nudge(openid)
 
