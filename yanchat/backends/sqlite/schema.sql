@@ -45,8 +45,8 @@ CREATE TABLE IF NOT EXISTS inbox (
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS inbox_keys ON inbox (message_id, recipient);
 
--- Of the store itself: `added`, `adopted`, `moved` and `given_up_purged` rows, the highest `order` purged, the last
--- `place`, the place up to which acks are `published`.
+-- Of the store itself: rows by what became of them (counters.py says how they add up), the highest `order` purged, the
+-- last `place`, the place up to which acks are `published`.
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
