@@ -9,6 +9,7 @@ import math
 import os
 import random
 import re
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -157,7 +158,7 @@ async def _websocket(
     with trio.fail_after(CONNECT_SECONDS):
         stream: trio.abc.Stream
         if secure:
-            stream = await trio.open_ssl_over_tcp_stream(host, port, https_compatible=True)
+            stream = await _secure_stream(host, port)
         else:
             stream = await trio.open_tcp_stream(host, port)
     body: BaseException | None = None
@@ -195,6 +196,24 @@ async def _websocket(
             raise Disconnected(1006, "") from None
         reasons = [error for error in group.exceptions if not isinstance(error, trio.Cancelled)]
         raise (reasons or group.exceptions)[0] from None
+
+
+async def _secure_stream(host: str, port: int) -> trio.SSLStream[trio.SocketStream]:
+    stream = await trio.open_ssl_over_tcp_stream(host, port, https_compatible=True)
+    try:
+        await stream.do_handshake()
+    except trio.BrokenResourceError as broken:
+        await trio.aclose_forcefully(stream)
+        if isinstance(broken.__cause__, ssl.SSLCertVerificationError):
+            raise Unreachable(
+                f"The certificate of {host}:{port} is not trusted: {broken.__cause__.verify_message}; if its authority"
+                " is your own, name its file in the variable SSL_CERT_FILE."
+            ) from None
+        raise OSError(0, f"it does not speak TLS: {_why(broken)}") from None
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return stream
 
 
 async def _first(websocket: WebSocketConnection, url: str) -> str | bytes:

@@ -20,8 +20,9 @@ def open_tls(settings: TlsSettings) -> Contexts | None:
     """Contexts of the certificate that the settings name; None when they name none. Raises ConfigError."""
     if not settings.cert_file:
         return None
+    contexts = Renewed("tls", (settings.cert_file, settings.key_file), lambda: _context(settings))
     warn_of_readers(settings.key_file, "tls.key_file")
-    return Renewed("tls", (settings.cert_file, settings.key_file), lambda: _context(settings)).get
+    return contexts.get
 
 
 def _context(settings: TlsSettings) -> ssl.SSLContext:
