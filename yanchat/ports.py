@@ -314,7 +314,11 @@ class Outbox(ABC):
 
     @abstractmethod
     def healthy(self) -> bool:
-        """Whether the last write went through."""
+        """Whether messages can be stored, as far as is known: the last write went through, and there was room."""
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Find out what `healthy` says; by writing what a message takes, when the last write failed. Never raises."""
 
     def free_bytes(self) -> int | None:
         """What is free on its disk, if it has one."""

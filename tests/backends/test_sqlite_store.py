@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+def fill(place: Path) -> None:
+    """Leave not a byte."""
+    with open(place / "filler", "ab", buffering=0) as filler, suppress(OSError):
+        while filler.write(b"x" * 65536):
+            pass
+    assert os.statvfs(place).f_bavail == 0
+
+
 async def test_a_full_disk_fails_the_call_whole_and_all_is_well_when_there_is_room(small_disk: Path) -> None:
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 2**21)
@@ -103,15 +113,40 @@ async def test_a_full_disk_fails_the_call_whole_and_all_is_well_when_there_is_ro
         assert (await store.totals()).pending == 2 * sent + 100
 
 
+async def test_acks_are_recorded_on_a_disk_without_a_byte_if_the_file_has_pages_for_them(small_disk: Path) -> None:
+    """What stands in the log is brought into the file, and the log begins anew where it is."""
+    old, new = [message(at, text="x" * 2000) for at in range(1, 101)], [message(at) for at in range(1001, 1031)]
+    async with open_store(small_disk / "a.db") as store:
+        await store.add(old)
+        await store.record([Step(one[0].order, ACKED, ACKED) for one in old])
+        while await store.purge(1000, 50):
+            pass
+    async with open_store(small_disk / "a.db") as store:
+        for one in new:
+            await store.add([one])
+        fill(small_disk)
+        with pytest.raises(StoreUnavailable, match="full"):
+            for _ in range(2):
+                for one in new:
+                    await store.ack([acked(one[0], own=True)])
+        for one in new:
+            await store.ack([acked(one[0], own=True)])
+        assert (await store.totals()).delivered == 100 + len(new)
+
+
 async def test_below_the_reserve_nothing_is_accepted_but_acks_still_are(path: Path) -> None:
     async with open_store(path) as store:
         await store.add([message(1), message(2)])
     async with open_store(path, disk_reserve=1 << 62) as store:
+        assert store.healthy()
+        await store.check()
+        assert not store.healthy()
         with pytest.raises(StoreUnavailable, match="nearly full"):
             await store.add([message(3)])
         assert not store.healthy()
         await store.ack([acked(message(1)[0], own=True)])
         await store.record([Step(message(2)[0].order, ACKED)])
+        assert not store.healthy()
         assert await store.totals() == Totals(delivered=2, untold=2)
 
 

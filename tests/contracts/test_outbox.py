@@ -112,6 +112,19 @@ async def test_when_the_store_is_full_nothing_of_the_call_is_stored(table: Table
     assert store.healthy()
 
 
+async def test_a_store_is_healthy_again_when_it_is_looked_at_after_there_is_room(table: Table, store: Store) -> None:
+    """Nobody has to send for that, and nobody who sends is the first to learn."""
+    await table.fill(store)
+    with pytest.raises(StoreUnavailable):
+        await store.add([message(1, text="x" * 10_000)])
+    await store.check()
+    assert not store.healthy()
+    await table.make_room(store)
+    await store.check()
+    assert store.healthy()
+    assert await store.totals() == Totals()
+
+
 async def test_what_was_added_survives_a_restart(table: Table) -> None:
     envelopes = message(1, BOB, CID) + message(2, BOB, request="r-1")
     async with table.open() as store:

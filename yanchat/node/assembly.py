@@ -88,6 +88,7 @@ class Assembly(NamedTuple):
                 self.claims.run,
                 self.lease.run,
                 self.sweep.run,
+                self.sweep.watch_store,
                 self.sweep.housekeeping,
             ]
             for part in parts:

@@ -16,11 +16,12 @@ from yanchat.telemetry import Counters
 
 TICK = 0.25
 TOLD_AFTER = 1.0
+CHECK = 2.0
 CHUNK = 500
 
 
 class Sweep:
-    """Two loops: `run` for what is due within seconds, `housekeeping` for what is due within minutes."""
+    """`run` for what is due within seconds, `housekeeping` within minutes, `watch_store` for the disk."""
 
     def __init__(
         self,
@@ -46,6 +47,17 @@ class Sweep:
             for session in self._hub.all():
                 if session.untold and now - session.untold_since >= TOLD_AFTER - TICK:
                     session.ping()
+
+    async def watch_store(self) -> None:
+        """Know that messages cannot be stored before one is refused, and that they can be when nobody sends any."""
+        while True:
+            before = self._outbox.healthy()
+            await self._outbox.check()
+            if before and not self._outbox.healthy():
+                structlog.get_logger().error("store.takes_nothing")
+            elif not before and self._outbox.healthy():
+                structlog.get_logger().info("store.takes_messages_again")
+            await trio.sleep(CHECK)
 
     async def housekeeping(self) -> None:
         await self._settlement.serving.caught_up.wait()  # before that, acks may stand in the topic

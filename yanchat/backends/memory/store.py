@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import TypeVar
 
@@ -264,6 +265,10 @@ class MemoryStore(Outbox, Inbox):
 
     def healthy(self) -> bool:
         return self._wrote
+
+    async def check(self) -> None:
+        with suppress(StoreUnavailable):
+            await self._write(lambda: None)
 
     # -- inbox ---------------------------------------------------------------------------------------------------------
     async def known(self, keys: Sequence[Key]) -> list[bool]:

@@ -45,6 +45,8 @@ class Database:
     def __init__(self, path: Path, schema: Schema, *, full: bool) -> None:
         self.path = path
         self._log_pages = 0
+        self._full = False
+        """The disk was, and has little room yet."""
         try:
             self.connection = apsw.Connection(str(path))
         except apsw.Error as error:
@@ -77,6 +79,7 @@ class Database:
         self.connection.execute(schema.sql)
         self.connection.pragma("user_version", schema.version)
         self.connection.execute("COMMIT")
+        self._checkpoint()  # so that the log can be written from its start when the disk is full
 
     def _log_mode(self) -> None:
         """SQLite does not wait when two make the file at the same time: try again."""
@@ -104,6 +107,8 @@ class Database:
         """With `writes` the lock is taken at once: an upgrade on the way would fail whatever the timeout."""
         if writes:
             self._assert_in_place()
+            if self._full:
+                self._begin_log_anew()
         self.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     def apart(self, work: Callable[[Database], R]) -> R:
@@ -152,6 +157,7 @@ class Database:
 
     def map_error(self, error: Exception) -> Exception:
         if isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno in {ENOSPC, EDQUOT}):
+            self._full = True
             return StoreUnavailable("The disk is full; make room, nothing that was accepted is lost.")
         if isinstance(error, OSError):
             return StoreUnavailable(
@@ -165,6 +171,12 @@ class Database:
     def _committed(self, connection: apsw.Connection, name: str, pages: int) -> int:
         self._log_pages = pages
         return apsw.SQLITE_OK
+
+    def _begin_log_anew(self) -> None:
+        """Where the disk was full, the log cannot grow; acks may fit into it, and into the free pages of the file."""
+        self._checkpoint()
+        disk = os.statvfs(self.path.parent)
+        self._full = disk.f_bavail * disk.f_frsize < LOG_BYTES
 
     def _checkpoint(self) -> None:
         """Bring the log into the file, in passing; when readers have kept it from starting over, wait for them."""

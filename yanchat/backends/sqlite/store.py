@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -23,6 +23,8 @@ from yanchat.ports import Inbox, Outbox, RowFilter, Tray, Waiting
 R = TypeVar("R")
 STEPS: Final = ("ALTER TABLE outbox ADD COLUMN traceparent TEXT NOT NULL DEFAULT ''",)
 """How the tables of earlier versions become those of schema.sql."""
+LARGEST: Final = 65536
+"""Bytes that must fit where the store was full before: a large message."""
 _TRAYS = {
     "messages": "WHERE recipient = ? AND rank = 0 AND moved_at = 0 ORDER BY ord LIMIT ?",
     "notices": "WHERE sender = ? AND rank > told AND moved_at = 0 ORDER BY ord LIMIT ?",
@@ -62,6 +64,8 @@ class Store(Outbox, Inbox):
 
     def __init__(self, lane: Lane[Database], directory: Path, disk_reserve: int) -> None:
         self._lane, self._directory, self._reserve = lane, directory, disk_reserve
+        self._has_room = True
+        """For messages, when that was last looked at; acks and steps are written without."""
 
     # -- outbox --------------------------------------------------------------------------------------------------------
     async def add(
@@ -142,7 +146,19 @@ class Store(Outbox, Inbox):
         return await self._lane.run(lambda db: rows.mark(db, name, value))
 
     def healthy(self) -> bool:
-        return self._lane.last_ok
+        return self._lane.last_ok and self._has_room
+
+    async def check(self) -> None:
+        def work(db: Database) -> None:
+            self._check_room()
+            if failed:
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('room', hex(zeroblob(?)))", (LARGEST // 2,))
+
+        failed = not self._lane.last_ok
+        with suppress(StoreUnavailable):
+            await self._lane.run(work, writes=failed)
+            if failed:
+                await self._lane.run(lambda db: db.execute("DELETE FROM meta WHERE name = 'room'"))
 
     def free_bytes(self) -> int:
         disk = os.statvfs(self._directory)
@@ -185,7 +201,8 @@ class Store(Outbox, Inbox):
         await self._lane.run(lambda db: counters.keep_highest(db, "published", place), lazy=True)
 
     def _check_room(self) -> None:
-        if self._reserve and self.free_bytes() < self._reserve:
+        self._has_room = not self._reserve or self.free_bytes() >= self._reserve
+        if not self._has_room:
             raise StoreUnavailable("The disk of this node is nearly full (limits.disk_reserve); try again later.")
 
     async def _read(self, work: Callable[[Database], R]) -> R:
