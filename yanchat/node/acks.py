@@ -18,7 +18,7 @@ from yanchat.node.storing import hang_up
 from yanchat.ports import Bus, Clock, Inbox, Outbox
 from yanchat.protocol import frames
 from yanchat.protocol.frames import Dates
-from yanchat.protocol.ids import is_message_id
+from yanchat.protocol.ids import is_message_id, order_from_message_id
 from yanchat.protocol.records import Acked
 from yanchat.telemetry import Counters, Episode
 
@@ -139,10 +139,10 @@ class Acks:
             statuses.append(status)
             if not origins:
                 continue
-            item = self._mailboxes.items.get(key) if self._node in origins else None
+            item = self._mailboxes.items.get(key)  # also when it was another node that he had it from
             if item is not None:
                 items[key] = item
-            elif self._node in origins:
+            elif self._node in origins or self._may_stand_on_disk(key):
                 rest.append(key)
             entries[key] = _entry(key, tuple(node for node in origins if node != self._node), item, now)
         if rest:  # our own rows that are on disk alone
@@ -163,8 +163,9 @@ class Acks:
         for entry, place in zip(entries.values(), places, strict=True):
             self._counters.acked += 1
             self._hub.acked(entry.key[1], entry.key[0])
-            if entry.key in items:
-                self._mailboxes.settled(items[entry.key], ACKED, now)
+            item = items.get(entry.key) or self._mailboxes.items.get(entry.key)
+            if item is not None and self._mailboxes.settled(item, ACKED, now) and entry.key not in items:
+                self._ledger.put([item.step()])  # accepted while the ack was being recorded
             for node in entry.origins:
                 remote.setdefault(node, []).append((entry.key, place))
         for node, acks in remote.items():
@@ -180,6 +181,10 @@ class Acks:
         if ack.session.openid in rows:
             return 200, (self._node,)
         return (403 if rows or acked else 404), ()
+
+    def _may_stand_on_disk(self, key: Key) -> bool:
+        """Whether the recipient of another node's message may have it here as well: its request was repeated here."""
+        return not order_from_message_id(key[0]) and self._mailboxes.on_disk_alone(key[1])
 
     def _answer(self, ack: _Ack, status: int, date: bytes) -> None:
         receipt = frames.ack_receipt(date, ack.message_id, status)

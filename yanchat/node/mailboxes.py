@@ -157,6 +157,11 @@ class Mailboxes:
         """Whether anything is open here for this user."""
         return openid in self.boxes or openid in self.awaited
 
+    def on_disk_alone(self, openid: OpenId) -> bool:
+        """Whether there may be open messages to this user that are not in memory."""
+        box = self.boxes.get(openid)
+        return openid in self.awaited if box is None else not box.messages.complete
+
     def here(self, openid: OpenId) -> list[Place]:
         """The user's sessions on this node that have been greeted."""
         return [(session.record.node, session.record.session_id) for session in self._hub.of(openid) if session.ready]
