@@ -14,11 +14,27 @@ from tests.cli.terminal import on_terminal
 from tests.running import RunningNode, call, command, environment, read_line, running
 from yanchat.cli.app import run
 
-COMMANDS = ("serve", "send", "listen", "servers", "clients", "outbox", "trace", "audit", "redeliver", "demo", "bench")
+COMMANDS = (
+    "serve",
+    "drain",
+    "send",
+    "listen",
+    "servers",
+    "clients",
+    "kick",
+    "outbox",
+    "trace",
+    "audit",
+    "redeliver",
+    "demo",
+    "bench",
+)
 SHARED = ("--config", "--state-dir", "--profile", "--redis", "--kafka", "--json", "--ndjson", "--debug")
 ASKING = (
     ("servers",),
     ("clients",),
+    ("kick", "--openid", "bob"),
+    ("drain",),
     ("outbox",),
     ("trace", "0" * 32),
     ("audit",),
@@ -109,6 +125,9 @@ def test_without_a_node_it_says_how_to_start_one(arguments: tuple[str, ...], tmp
         (["listen", "--as", "bob", "--raw", "--json"], "--raw"),
         (["servers", "--json", "--ndjson"], "not both"),
         (["servers", "--watch", "1", "--check"], "--watch"),
+        (["kick"], "--openid OPENID or --session-id ID"),
+        (["kick", "--openid", "bob", "--session-id", "x"], "either"),
+        (["drain", "--timeout", "-1"], "--timeout"),
         (["outbox", "--state", "lost"], "pending, delivered"),
         (["outbox", "--limit", "0"], "--limit"),
         (["redeliver"], "--all, --to OPENID, --message-id ID"),

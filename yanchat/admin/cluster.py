@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 import msgspec
@@ -87,7 +88,7 @@ def cluster_routes(work: Assembly, control: Control) -> list[Route]:
 
     async def drain(_: Request) -> Response:
         """Stop this node gently, as SIGTERM does; it begins when it has been answered."""
-        answered = answer({"node": work.node, "draining": True}, 202)
+        answered = answer({"node": work.node, "pid": os.getpid(), "draining": True}, 202)
         answered.background = BackgroundTask(begin)
         return answered
 

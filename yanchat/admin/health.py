@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from starlette.requests import Request
@@ -25,7 +26,15 @@ def health_routes(work: Assembly, outbox: Outbox, control: Control) -> list[Rout
         """200 while the node can work at all, 503 with the reasons when it should be killed and started again."""
         stuck = [lane for lane, seconds in control.lanes().items() if seconds > STUCK_AFTER]
         reasons = [f"The thread of {lane} has not come back for over {STUCK_AFTER:.0f} s." for lane in stuck]
-        health = {"node": work.node, "version": __version__, "healthy": not reasons, "reasons": reasons}
+        health = {
+            "node": work.node,
+            "pid": os.getpid(),
+            "version": __version__,
+            "healthy": not reasons,
+            "reasons": reasons,
+            "draining": work.reception.draining,
+            "connections": control.connections(),
+        }
         return answer(health, 503 if reasons else 200)
 
     async def ready(_: Request) -> Response:

@@ -10,7 +10,22 @@ from typing import Annotated
 
 import typer
 
-from yanchat.cli import audit, bench, clients, config, demo, listen, outbox, redeliver, send, serve, servers, trace
+from yanchat.cli import (
+    audit,
+    bench,
+    clients,
+    config,
+    demo,
+    drain,
+    kick,
+    listen,
+    outbox,
+    redeliver,
+    send,
+    serve,
+    servers,
+    trace,
+)
 from yanchat.cli.call import add_command, add_group, add_shared_options, flag
 from yanchat.cli.render import complain
 
@@ -42,10 +57,12 @@ def build() -> typer.Typer:
     )
     for panel, function in (
         ("Run a node", serve.serve),
+        ("Run a node", drain.drain),
         ("Talk", send.send),
         ("Talk", listen.listen),
         ("Look around", servers.servers),
         ("Look around", clients.clients),
+        ("Look around", kick.kick),
         ("Look around", outbox.outbox),
         ("Look around", trace.trace),
         ("Look around", audit.audit),

@@ -1,0 +1,76 @@
+"""Where a node takes an order: at its socket, if it is one of this machine, else at its admin address."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from yanchat.errors import NotFound, RegistryUnavailable, StoreUnavailable, Unreachable
+from yanchat.names import slug
+
+if TYPE_CHECKING:
+    from yanchat.admin.client import Remote
+    from yanchat.cli.nodes import Cluster
+    from yanchat.model import NodeRecord
+
+TOKEN_FILE = Annotated[
+    Path | None,
+    typer.Option(
+        "--admin-token-file",
+        metavar="FILE",
+        help="For nodes of other machines, else admin.token_file of the settings.",
+    ),
+]
+
+
+class Way(NamedTuple):
+    """A node, and where it is asked."""
+
+    node: str
+    at: Path | Remote
+
+
+async def ways_to(cluster: Cluster, token: str, node: str | None) -> list[Way]:
+    """All nodes that take orders, those of this machine first, or the one of that name.
+
+    NotFound: there is no such node. Unreachable: it, or any, cannot be asked; says what to do.
+    """
+    from yanchat.admin.client import Remote
+
+    here = await cluster.nodes_here()
+    live: list[NodeRecord] | None = None
+    with suppress(RegistryUnavailable, StoreUnavailable):
+        live = [record for record in await cluster.records() if record.state != "dead"]
+    slugs = {one.directory.name for one in here}
+    elsewhere = [record for record in live or () if slug(record.node) not in slugs]
+    if node is not None:
+        for one in here:
+            if one.directory.name == slug(node):
+                return [Way(node, one.directory / "admin.sock")]
+        return [_remote(node, elsewhere, [one.name for one in here], token)]
+    known = slugs if live is None else {slug(record.node) for record in live}
+    sockets = [(one.name, one.directory / "admin.sock") for one in here if one.directory.name in known]
+    ways = [Way(name, file) for name, file in sockets if file.exists()]
+    ways += [Way(record.node, Remote(record.admin, token)) for record in elsewhere if record.admin and token]
+    if not ways:
+        raise Unreachable("No node runs that could be asked from here; start one with `yanchat serve`.")
+    return ways
+
+
+def _remote(node: str, elsewhere: list[NodeRecord], here: list[str], token: str) -> Way:
+    from yanchat.admin.client import Remote
+
+    record = next((record for record in elsewhere if record.node == node), None)
+    if record is None:
+        names = ", ".join([*here, *(record.node for record in elsewhere)]) or "none"
+        raise NotFound(f"There is no node {node}; there are: {names}.")
+    if not record.admin:
+        raise Unreachable(
+            f"{node} runs elsewhere and has no admin address: set admin.listen there, or call this there."
+        )
+    if not token:
+        raise Unreachable(f"{node} answers at {record.admin} only to who has the token: give --admin-token-file.")
+    return Way(node, Remote(record.admin, token))
