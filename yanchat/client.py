@@ -112,7 +112,10 @@ def _disconnected(closed: ConnectionClosed) -> Disconnected:
 
 @asynccontextmanager
 async def connect(url: str, openid: str, name: str = "", token: str = "") -> AsyncIterator[Client]:
-    """A session at a node. Raises Unreachable, NotAllowed (401, 403) or UsageError (400, or no URL of a WebSocket)."""
+    """A session at a node; with a token, that says the name, too.
+
+    Raises Unreachable, NotAllowed (401, 403) or UsageError (400, or no URL of a WebSocket).
+    """
     try:
         parts = urlsplit(url)
         valid = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and parts.port != 0
@@ -122,7 +125,7 @@ async def connect(url: str, openid: str, name: str = "", token: str = "") -> Asy
         raise UsageError(f"{url!r} is no WebSocket URL; write it as ws://127.0.0.1:8084/ws.")
     if not name.isprintable() or not re.fullmatch(r"[\w.=-]*", token, re.ASCII):
         raise UsageError("A name has printable characters only, and a token letters, digits and -_.= only.")
-    query = urlencode({"openid": openid} | ({"userName": name} if name else {}))
+    query = urlencode({"openid": openid} | ({"userName": name} if name and not token else {}))
     resource = f"{quote(parts.path, safe='/%') if parts.path not in {'', '/'} else '/ws'}?{query}"
     headers = [(b"authorization", b"Bearer " + token.encode())] if token else []
     inside: BaseException | None = None

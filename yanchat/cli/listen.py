@@ -10,6 +10,7 @@ import typer
 from yanchat.cli.call import Call, flag, run_async
 from yanchat.cli.render import note, warn
 from yanchat.cli.send import TOKEN, URL
+from yanchat.cli.token import owner
 from yanchat.errors import Refused, UsageError, YanchatError
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ class Unconfirmed(YanchatError):
 
 def listen(
     call: Call,
-    as_: Annotated[str, typer.Option("--as", metavar="OPENID", help="Who to be.")],
+    as_: Annotated[
+        str | None, typer.Option("--as", metavar="OPENID", help="Who to be; else whose the token is.")
+    ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="The name that others see.")] = None,
     url: Annotated[str | None, URL] = None,
     token: Annotated[str | None, TOKEN] = None,
@@ -45,14 +48,19 @@ def listen(
 
     if raw and call.out.form == "json":
         raise UsageError("--raw prints frames, one a line; it does not go with --json.")
+    if as_ is None and not token:
+        raise UsageError("Say who to be: --as OPENID, or --token for nodes that ask for one.")
+    openid = as_ or owner(token or "")
     try:
-        check_openid(as_, f"--as {as_!r}")
+        check_openid(openid, f"--as {openid!r}")
     except Refused as refused:
         raise UsageError(str(refused)) from None
     find = call.cluster().finder(url)
     listening = _Listening(call, not no_ack, count, raw)
     run_async(
-        lambda: stay_connected(find, as_, listening.converse, lost=listening.lost, name=name or "", token=token or "")
+        lambda: stay_connected(
+            find, openid, listening.converse, lost=listening.lost, name=name or "", token=token or ""
+        )
     )
 
 

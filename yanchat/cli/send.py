@@ -11,6 +11,7 @@ import typer
 
 from yanchat.cli.call import Call, choices, leaves, run_async
 from yanchat.cli.render import NotWritten, end_line, note, span, warn
+from yanchat.cli.token import owner
 from yanchat.errors import Refused, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,11 @@ NOT_IN_TIME = 4
 FAILED = 1
 SHOWN = 3
 URL = typer.Option(metavar="ws://HOST:PORT", help="The node to connect to; else a live one from the registry.")
-TOKEN = typer.Option(envvar="YANCHAT_TOKEN", metavar="JWT", help="For nodes that ask for one.")
+TOKEN = typer.Option(
+    envvar="YANCHAT_TOKEN",
+    metavar="JWT",
+    help="For nodes that ask for one; it says who you are. In the variable it is not seen by others.",
+)
 
 
 def send(
@@ -30,7 +35,8 @@ def send(
     to: Annotated[str, typer.Argument(metavar="TO", help="Who gets it; several openids joined by commas.")],
     text: Annotated[str, typer.Argument(metavar="TEXT", help="- reads texts from stdin, one a line.")],
     as_: Annotated[
-        str | None, typer.Option("--as", metavar="OPENID", help="Who sends; else a random cli-… that nobody knows.")
+        str | None,
+        typer.Option("--as", metavar="OPENID", help="Who sends; else whose the token is, or a random cli-…."),
     ] = None,
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="The sender's name, as the recipient sees it.")
@@ -61,7 +67,7 @@ def send(
     """
     find = call.cluster().finder(url)
     recipients = tuple(dict.fromkeys(part.strip() for part in to.split(",")))
-    sender = as_ or f"cli-{secrets.token_hex(4)}"
+    sender = as_ or (owner(token) if token else f"cli-{secrets.token_hex(4)}")
     if not timeout > 0:  # NaN
         raise UsageError("--timeout takes a number of seconds.")
     if wait not in {"accepted", "delivered"}:

@@ -71,7 +71,7 @@ def read_signing_key(file: str, setting: str) -> Key:
     try:
         return Key(load_pem_private_key(data, None), None, where)
     except (ValueError, TypeError):
-        raise ConfigError(f"{where} holds no private key without a password; tokens are signed with one.") from None
+        raise ConfigError(f"{where} holds no private key, or a locked one; name another with --key-file.") from None
 
 
 def _from_file(data: bytes, where: str) -> Key:
