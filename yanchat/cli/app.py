@@ -24,6 +24,7 @@ from yanchat.cli import (
     send,
     serve,
     servers,
+    token,
     trace,
 )
 from yanchat.cli.call import add_command, add_group, add_shared_options, flag
@@ -68,6 +69,7 @@ def build() -> typer.Typer:
         ("Look around", audit.audit),
         ("Look around", redeliver.redeliver),
         ("Try it", demo.demo),
+        ("Try it", token.token),
         ("Try it", bench.bench),
     ):
         add_command(app, panel, function)
