@@ -40,6 +40,8 @@ from yanchat.reloading import Reloading
 from yanchat.signals import heard_signals
 from yanchat.systemd import ServiceManager, keep_watch
 from yanchat.telemetry import Counters
+from yanchat.tracing import open_spans
+from yanchat.trail import trail_of
 
 GARBAGE: Final = (50_000, 20, 100)
 """Python's default looks for cycles after every 700 new objects; a message is a dozen, and none is in a cycle."""
@@ -82,9 +84,11 @@ async def serve(settings: Settings, state: Path, caller: Caller) -> None:
                 open_store(
                     directory / "node.db", settings.limits.disk_reserve, counters.commit_seconds.observe
                 ) as store,
+                open_spans(settings.tracing.otel, node, __version__) as spans,
                 open_backends(settings, state, node, LEASE, counters) as (registry, bus),
             ):
                 orders.opened = True
+                counters.trail = trail_of(settings.log.level, spans)
                 record = NodeRecord(
                     node,
                     f"{rng.getrandbits(64):016x}",
@@ -103,7 +107,16 @@ async def serve(settings: Settings, state: Path, caller: Caller) -> None:
                     places.sockets, work.reception, admission, settings.limits, clock.monotonic, clock.wall, contexts
                 )
                 reloading = Reloading(
-                    settings, caller.read_settings, caller.configure_logs, manager, places, edge, work, store, tcp
+                    settings,
+                    caller.read_settings,
+                    caller.configure_logs,
+                    manager,
+                    places,
+                    edge,
+                    work,
+                    store,
+                    tcp,
+                    spans,
                 )
                 orders.reload = reloading.reload
                 control = Control(

@@ -16,6 +16,8 @@ from yanchat.gateway.edge import Edge
 from yanchat.gateway.listening import Listening, refuse_strangers
 from yanchat.node.assembly import Assembly
 from yanchat.systemd import ServiceManager
+from yanchat.tracing import Spans
+from yanchat.trail import trail_of
 
 SECTIONS: Final = frozenset({"limits", "origins", "auth", "tls", "proxy", "log"})
 KEYS: Final = frozenset({("node", "drain"), ("node", "insecure"), ("admin", "token_file")})
@@ -36,11 +38,12 @@ class Reloading:
         work: Assembly,
         store: Store,
         tcp: Tcp | None,
+        spans: Spans | None,
     ) -> None:
         self.settings = settings
         """Those that hold now."""
         self._read, self._configure_logs, self._manager, self._places = read, configure_logs, manager, places
-        self._edge, self._work, self._store, self._tcp = edge, work, store, tcp
+        self._edge, self._work, self._store, self._tcp, self._spans = edge, work, store, tcp, spans
 
     def reload(self) -> None:
         """Read the settings again, and the keys and certificates that they name. Never raises."""
@@ -70,6 +73,7 @@ class Reloading:
         self._work.apply(wanted.limits)
         self._store.keep_free(wanted.limits.disk_reserve)
         self._configure_logs(wanted.log)
+        self._work.counters.trail = trail_of(wanted.log.level, self._spans)
         self.settings = wanted
 
 

@@ -13,6 +13,8 @@ from typing import Final
 
 import structlog
 
+from yanchat.trail import Trail
+
 ACCEPT_MS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 LOOP_MS: Final = (*ACCEPT_MS, 30_000, 60_000, 600_000, 3_600_000, 86_400_000, 604_800_000)
 COMMIT_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -62,6 +64,9 @@ class Counters:
     """Batches of records that perhaps were not stored."""
     registry_failed: int = 0
     store_failed: int = 0
+
+    trail: Trail | None = None
+    """Whom to tell what becomes of each message; None when nobody wants to know."""
 
     accept_ms: Histogram = field(default_factory=partial(Histogram, ACCEPT_MS))
     """Of each message, from its coming to its receipt."""

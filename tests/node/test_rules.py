@@ -300,8 +300,8 @@ RULES = {
         the_receipt_comes_after_the_commit,
         Mutation(
             intake,
-            "self._envelopes(sender, session.record.user_name, send), None)\n",
-            "self._envelopes(sender, session.record.user_name, send), None)\n"
+            "self._take(session, sender, session.record.user_name, send)\n",
+            "self._take(session, sender, session.record.user_name, send)\n"
             "        session.outlet.send(self._answer(waiting, None, self._dates(self._clock.wall())))\n",
             "receipt before the commit",
         ),

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
-from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from yanchat.cli.call import Call, choices, flag, run_async
-
-if TYPE_CHECKING:
-    from yanchat.config import LogSettings
 
 
 def serve(
@@ -47,6 +42,7 @@ def serve(
     When clients can come, its URL is printed on stdout; the log is on stderr. Several nodes with the same state
     directory form a cluster. After a crash, start the node again: what it had accepted is still there.
     """
+    from yanchat.cli.logs import configure_logs
     from yanchat.config.load import state_directory
 
     options = {
@@ -68,41 +64,3 @@ def serve(
     os.umask(0o077)  # what the node keeps is nobody else's business
     faulthandler.enable()  # a watchdog that bites (SIGABRT) leaves in the log where each thread was
     run_async(daemon.serve, settings, state, daemon.Caller(ready, lambda: call.settings(options), configure_logs))
-
-
-def configure_logs(log: LogSettings) -> None:
-    """Send the log to stderr, as lines for a person or as JSON."""
-    import structlog
-
-    for_person = sys.stderr.isatty() if log.format == "auto" else log.format == "console"
-    renderer: Any
-    if for_person:
-        renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
-    else:
-        renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper("iso", utc=not for_person),
-            *([] if for_person else [structlog.processors.format_exc_info]),
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(log.level),
-        logger_factory=lambda *_: _Log(),
-        cache_logger_on_first_use=True,
-    )
-
-
-class _Log:
-    """Writes to stderr, past Python's buffer. What cannot be written, to a full disk or to nobody, is lost.
-
-    The node goes on without its log.
-    """
-
-    def msg(self, line: str) -> None:
-        with suppress(OSError):
-            os.write(2, f"{line}\n".encode(errors="backslashreplace"))
-
-    debug = info = warning = error = critical = exception = msg

@@ -187,6 +187,8 @@ class Acks:
         return not order_from_message_id(key[0]) and self._mailboxes.on_disk_alone(key[1])
 
     def _answer(self, ack: _Ack, status: int, date: bytes) -> None:
+        if self._counters.trail is not None:
+            self._counters.trail.acked(MessageId(ack.message_id), ack.session.openid, status)
         receipt = frames.ack_receipt(date, ack.message_id, status)
         ack.session.answer(receipt, self._inflight)
 

@@ -99,6 +99,8 @@ class Adoption:
         keys = tuple(row.envelope.key for row in record.rows)
         self._bus.publish(record.dead, [Adopted(self._node, record.run, record.dead, keys)])
         for row in came:
+            if self._counters.trail is not None:
+                self._counters.trail.adopted(row.envelope, record.dead)
             self._mailboxes.adopted(row)
         structlog.get_logger().info("rows.adopted", dead=record.dead, rows=len(came), run=record.run)
 

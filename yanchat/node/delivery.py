@@ -54,6 +54,8 @@ class Delivery:
         for record in records:
             if isinstance(record, Push) and known[record.envelope.key]:  # acked before: say so again, push nothing
                 self._counters.duplicates += 1
+                if self._counters.trail is not None:
+                    self._counters.trail.known(record.envelope, record.origin)
                 again.setdefault(record.origin, []).append(record.envelope.key)
             else:
                 fresh.append(record)
@@ -66,18 +68,23 @@ class Delivery:
         arrived: dict[Node, list[Key]] = {}
         gone: dict[Node, list[tuple[OpenId, SessionId]]] = {}
         told: dict[Session, None] = {}
+        trail = self._counters.trail
         for record in records:
             match record:
                 case Push(envelope=envelope):
                     for session in self._named(record, envelope.recipient, record.sessions, gone):
                         session.push(envelope, record.origin, record.cause, record.redelivered)
                         self._counters.pushed += 1
+                        if trail is not None:
+                            trail.pushed(envelope, session.record.session_id, record.origin, record.redelivered)
                         arrived.setdefault(record.origin, []).append(envelope.key)
                 case Tell(notice=notice):
                     date = self._dates(self._clock.wall())
                     for session in self._named(record, notice.sender, record.sessions, gone):
                         session.tell(notice, record.origin, date, self._clock.monotonic())
                         told[session] = None
+                        if trail is not None:
+                            trail.notice_pushed(notice, session.record.session_id, record.origin)
                 case Pull():
                     self._mailboxes.pulled(record.openid)
                 case Close():
@@ -114,6 +121,9 @@ class Delivery:
             if session is None:
                 gone.setdefault(record.origin, []).append((openid, session_id))
                 self._claims.release_ghost(openid, session_id)
+                if self._counters.trail is not None:
+                    what = record.envelope if isinstance(record, Push) else record.notice
+                    self._counters.trail.gone(what, session_id, record.origin)
             else:
                 found.append(session)
         return found

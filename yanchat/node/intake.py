@@ -19,6 +19,8 @@ from yanchat.protocol.ids import Orders, message_id_from_order, message_id_from_
 from yanchat.protocol.ids import request_id as new_request_id
 from yanchat.protocol.session import Refusal
 from yanchat.telemetry import Counters
+from yanchat.tracing import Open
+from yanchat.trail import Trail
 
 MAX_BATCH = 500
 
@@ -41,12 +43,17 @@ class _Pushed:
 class _Waiting:
     """One answer that is waited for: to a message that is to be stored, or a refusal that must not overtake one."""
 
-    __slots__ = ("by", "envelopes", "refusal", "send")
+    __slots__ = ("by", "envelopes", "refusal", "send", "span")
 
     def __init__(
-        self, by: Session | _Pushed, send: Send | None, envelopes: list[Envelope], refusal: Refusal | None
+        self,
+        by: Session | _Pushed,
+        send: Send | None,
+        envelopes: list[Envelope],
+        refusal: Refusal | None,
+        span: Open | None,
     ) -> None:
-        self.by, self.send, self.envelopes, self.refusal = by, send, envelopes, refusal
+        self.by, self.send, self.envelopes, self.refusal, self.span = by, send, envelopes, refusal, span
 
     @property
     def quiet(self) -> bool:
@@ -94,8 +101,7 @@ class Intake:
             self._backlog.check(sender, send.recipients)
         except Refused as refused:
             return self.refuse(session, Refusal(refused, send.text, send.request_id))
-        waiting = _Waiting(session, send, self._envelopes(sender, session.record.user_name, send), None)
-        self._put(waiting)
+        waiting = self._take(session, sender, session.record.user_name, send)
         return session.expect(self._inflight, waiting.size)
 
     async def push(self, sender: OpenId, send: Send, *, notify: bool) -> tuple[MessageId, list[bool]]:
@@ -106,15 +112,14 @@ class Intake:
         """
         self._backlog.check(sender, send.recipients)
         pushed = _Pushed(notify)
-        envelopes = self._envelopes(sender, sender, send)
-        self._put(_Waiting(pushed, send, envelopes, None))
+        waiting = self._take(pushed, sender, sender, send)
         await pushed.done.wait()
         if pushed.refused is not None:
             raise pushed.refused
-        return envelopes[0].message_id, pushed.news
+        return waiting.envelopes[0].message_id, pushed.news
 
-    def _envelopes(self, sender: OpenId, name: str, send: Send) -> list[Envelope]:
-        """The message as it is to be stored; from here on it counts as waiting."""
+    def _take(self, by: Session | _Pushed, sender: OpenId, name: str, send: Send) -> _Waiting:
+        """Have the message stored; from here on it counts as waiting."""
         now = self._clock.wall()
         order = self._orders.take(now, len(send.recipients))
         if send.request_id is None:
@@ -123,19 +128,23 @@ class Intake:
         else:
             request_id = send.request_id
             message_id = message_id_from_request(sender, request_id, send.file_type, send.text)
+        trail, trace = self._counters.trail, send.traceparent
+        span = trail.comes(message_id, trace) if trail is not None else None
+        if span is not None:
+            trace = span.traceparent
         envelopes = [
-            Envelope(
-                order + n, message_id, to, sender, name, request_id, send.text, send.file_type, now, send.traceparent
-            )
+            Envelope(order + n, message_id, to, sender, name, request_id, send.text, send.file_type, now, trace)
             for n, to in enumerate(send.recipients)
         ]
         for envelope in envelopes:
             self._backlog.add(sender, envelope.recipient)
-        return envelopes
+        waiting = _Waiting(by, send, envelopes, None, span)
+        self._put(waiting)
+        return waiting
 
     def refuse(self, session: Session, refusal: Refusal) -> bool:
         """Answer that nothing is stored, behind the answers that are still to come."""
-        waiting = _Waiting(session, None, [], refusal)
+        waiting = _Waiting(session, None, [], refusal, None)
         self._put(waiting)
         return session.expect(self._inflight, waiting.size)
 
@@ -205,6 +214,8 @@ class Intake:
     def _end(self, waiting: _Waiting, failed: Refused | None, news: list[bool], date: bytes) -> Session | None:
         """Answer whoever waits; the session, if it is one."""
         by, frame = waiting.by, self._answer(waiting, failed, date)
+        if self._counters.trail is not None:
+            _tell(self._counters.trail, waiting, failed, news)
         if isinstance(by, _Pushed):
             by.end(failed, news)
             return None
@@ -233,3 +244,14 @@ class Intake:
             return frames.failure(date, failed, send.text, send.request_id)
         message_id: MessageId = waiting.envelopes[0].message_id
         return frames.receipt(date, send.text, message_id, send.request_id)
+
+
+def _tell(trail: Trail, waiting: _Waiting, failed: Refused | None, news: list[bool]) -> None:
+    """What has become of it."""
+    if waiting.refusal is not None:
+        sender = waiting.by.openid if isinstance(waiting.by, Session) else ""
+        trail.refused(waiting.refusal.refused, sender, waiting.refusal.request_id)
+    elif failed is not None:
+        trail.not_stored(waiting.envelopes, failed, waiting.span)
+    else:
+        trail.accepted(waiting.envelopes, news, waiting.span)

@@ -143,6 +143,7 @@ class Looks:
 
     def _fill(self, boxes: list[Mailbox]) -> None:
         now, wall = self._clock.monotonic(), self._clock.wall()
+        trail = self._counters.trail
         out: dict[Node, list[Record]] = {}
         for box in boxes:
             for item, fresh, again in box.due(self._limits, now):
@@ -153,6 +154,9 @@ class Looks:
                     redelivered = before or cause == "retry"
                     for node, sessions in _by_node(places):
                         out.setdefault(node, []).append(self._record(item, sessions, cause, redelivered))
+                        if trail is not None:
+                            what = item.envelope if item.rank == OPEN else item.notice()
+                            trail.forwarded(what, node, sessions, cause)
                     for place in places:
                         attempt = item.sent[place][0] + 1 if place in item.sent else 0
                         item.sent[place] = attempt, now + self._retry.delay(attempt, self._clock.rng)

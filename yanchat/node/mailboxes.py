@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import islice
 
+import structlog
 import trio
 
 from yanchat.config import LimitSettings
@@ -188,8 +189,12 @@ class Mailboxes:
         if rank == ACKED:
             self._counters.delivered += 1
             self._counters.loop_ms.observe(at - envelope.accepted_at)
+            if self._counters.trail is not None:
+                self._counters.trail.delivered(envelope)
         else:
             self._counters.expired += 1
+            names = {"sender": envelope.sender, "recipient": envelope.recipient}
+            structlog.get_logger().info("message.expired", message_id=envelope.message_id, **names)
 
     def _raise(self, item: Item, rank: int, at: int) -> None:
         envelope = item.envelope
@@ -212,6 +217,8 @@ class Mailboxes:
             return False
         item.told = rank
         self._counters.told += 1
+        if self._counters.trail is not None:
+            self._counters.trail.told(item.envelope, rank)
         if item.told >= item.rank:
             self.items.pop(item.key, None)
             box = self.boxes.get(item.envelope.sender)

@@ -29,7 +29,7 @@ class Settlement:
         counters: Counters,
     ) -> None:
         self._node, self._outbox, self._ledger, self._mailboxes = node, outbox, ledger, mailboxes
-        self._bus, self._clock = bus, clock
+        self._bus, self._clock, self._counters = bus, clock, counters
         self.serving = Serving("ack", self._batch, counters, ledger.flushed)
 
     async def _batch(self, records: Sequence[Record]) -> None:
@@ -105,6 +105,8 @@ class Settlement:
 
     def arrived(self, keys: Sequence[Key]) -> None:
         """A recipient's node has handed these to his sessions."""
+        if self._counters.trail is not None:
+            self._counters.trail.arrived(keys)
         for key in keys:
             item = self._mailboxes.items.get(key)
             if item is not None:
