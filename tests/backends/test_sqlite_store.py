@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.contracts.examples import BOB, CID, THERE, acked, message
+from tests.small_disk import SmallDisk, small_disk
 from yanchat.backends.sqlite.database import Database
 from yanchat.backends.sqlite.store import open_store
 from yanchat.errors import StoreUnavailable
@@ -71,30 +70,15 @@ async def test_the_file_of_a_store_does_not_grow_when_as_much_goes_as_comes(path
 
 # -- a full disk -------------------------------------------------------------------------------------------------------
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of four megabytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("only root can mount a small disk; tests/contracts fills a store in another way")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path / "disk", megabytes=4) as disk:
+        yield disk
 
 
-def fill(place: Path) -> None:
-    """Leave not a byte."""
-    with open(place / "filler", "ab", buffering=0) as filler, suppress(OSError):
-        while filler.write(b"x" * 65536):
-            pass
-    assert os.statvfs(place).f_bavail == 0
-
-
-async def test_a_full_disk_fails_the_call_whole_and_all_is_well_when_there_is_room(small_disk: Path) -> None:
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(b"x" * 2**21)
+async def test_a_full_disk_fails_the_call_whole_and_all_is_well_when_there_is_room(disk: SmallDisk) -> None:
+    disk.fill(leave=2**21)
     sent = 0
-    async with open_store(small_disk / "a.db") as store:
+    async with open_store(disk.path / "a.db") as store:
         with pytest.raises(StoreUnavailable, match="full"):
             for at in range(1, 2000):
                 await store.add([message(at, BOB, CID, text="x" * 2000)])
@@ -106,25 +90,25 @@ async def test_a_full_disk_fails_the_call_whole_and_all_is_well_when_there_is_ro
         assert (await store.totals()).pending == 2 * sent
         assert len(await store.open_rows(CID, "messages", 9999, 1 << 30)) == sent
 
-        ballast.unlink()
+        disk.make_room()
         assert await store.add([message(at, text="x" * 2000) for at in range(4000, 4100)]) == [[True]] * 100
         assert store.healthy()
-    async with open_store(small_disk / "a.db") as store:
+    async with open_store(disk.path / "a.db") as store:
         assert (await store.totals()).pending == 2 * sent + 100
 
 
-async def test_acks_are_recorded_on_a_disk_without_a_byte_if_the_file_has_pages_for_them(small_disk: Path) -> None:
+async def test_acks_are_recorded_on_a_disk_without_a_byte_if_the_file_has_pages_for_them(disk: SmallDisk) -> None:
     """What stands in the log is brought into the file, and the log begins anew where it is."""
     old, new = [message(at, text="x" * 2000) for at in range(1, 101)], [message(at) for at in range(1001, 1031)]
-    async with open_store(small_disk / "a.db") as store:
+    async with open_store(disk.path / "a.db") as store:
         await store.add(old)
         await store.record([Step(one[0].order, ACKED, ACKED) for one in old])
         while await store.purge(1000, 50):
             pass
-    async with open_store(small_disk / "a.db") as store:
+    async with open_store(disk.path / "a.db") as store:
         for one in new:
             await store.add([one])
-        fill(small_disk)
+        disk.fill()
         with pytest.raises(StoreUnavailable, match="full"):
             for _ in range(2):
                 for one in new:

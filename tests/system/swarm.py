@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 import trio
@@ -123,20 +123,26 @@ class Swarm:
             await self.rng.choice(users).send(self.rng.choice(users).name)
             await trio.sleep(pause)
 
-    async def settled(self, within: float = 60.0) -> None:
-        """Wait until everything is receipted, arrived and told; else AssertionError with what is missing."""
+    async def settled(self, within: float = 60.0, only: Collection[str] | None = None) -> None:
+        """Wait until everything is receipted, arrived and told; else AssertionError with what is missing.
+
+        `only`: of these message ids, whatever else is under way.
+        """
         with trio.move_on_after(within):
-            while self.missing():
+            while self.missing(only):
                 await trio.sleep(0.05)
-        missing = self.missing()
+        missing = self.missing(only)
         assert not missing, f"{len(missing)} not settled within {within:.0f} s, the first: {missing[:5]}"
 
-    def missing(self) -> list[str]:
-        found = []
+    def missing(self, only: Collection[str] | None = None) -> list[str]:
+        found: list[str] = []
         got = {name: {message.message_id for message in user.got} for name, user in self.users.items()}
         for user in self.users.values():
-            found += [f"{user.name}'s {text} to {to} has no receipt" for to, text in user.unanswered.values()]
+            if only is None:
+                found += [f"{user.name}'s {text} to {to} has no receipt" for to, text in user.unanswered.values()]
             for message_id, (to, text) in user.promised.items():
+                if only is not None and message_id not in only:
+                    continue
                 if message_id not in got[to]:
                     found.append(f"{user.name}'s {text} has not arrived at {to}: LOST")
                 elif 200 not in user.told[message_id, to]:
