@@ -9,10 +9,12 @@ import json
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import trio
 
+from tests.proof.virtual import Pause
 from yanchat.backends.memory import BusView, MemoryBus, MemoryRegistry, MemoryStore, RegistryView
 from yanchat.config import LimitSettings, NodeSettings, RedeliverySettings, Settings
 from yanchat.model import Node, NodeRecord, OpenId
@@ -42,6 +44,8 @@ class Cluster:
         self.rng = random.Random(seed)
         self.stores: dict[str, MemoryStore] = {}
         self.nodes: dict[str, RunningNode] = {}
+        self.skew: dict[str, int] = {}
+        """Milliseconds by which a node's clock is ahead."""
 
     async def start(self, name: str) -> RunningNode:
         """Start a node, also one that was there before: it finds what its last life had committed."""
@@ -70,11 +74,15 @@ class RunningNode:
         self.clients: list[Client] = []
         self.work: Assembly
         self.bus: BusView
+        self.pause = Pause()
+        """As SIGSTOP, where the run was begun by `run_virtually`."""
+        self._held: list[Callable[[], object]] = []
         self._scope = trio.CancelScope()
 
     async def live(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        self.pause.cover()
         cluster = self.cluster
-        clock = Clock(lambda: EPOCH_MS + int(trio.current_time() * 1000), trio.current_time, cluster.rng)
+        clock = Clock(self._wall, trio.current_time, cluster.rng)
         incarnation = f"{self.name}/{cluster.rng.getrandbits(32):x}"
         record = NodeRecord(self.name, incarnation, self.store.store_id, f"ws://{self.name}/ws", clock.wall(), "test")
         with self._scope:
@@ -96,10 +104,29 @@ class RunningNode:
                     task_status.started()
                     await trio.sleep_forever()
 
+    def _wall(self) -> int:
+        return EPOCH_MS + int(trio.current_time() * 1000) + self.cluster.skew.get(self.short, 0)
+
+    def tell(self, say: Callable[[], object]) -> None:
+        """Have something done that comes over a connection: at once, or when the node runs again."""
+        if self.pause.on:
+            self._held.append(say)
+        else:
+            say()
+
+    def resume(self) -> None:
+        """Go on after `pause.begin`."""
+        self.pause.end()
+        held, self._held = self._held, []
+        for say in held:
+            say()
+
     def crash(self) -> None:
         """As kill -9: nothing is said to anybody, nothing is finished; the clients' connections break."""
         self.gone = True
+        self._held = []
         self._scope.cancel()
+        self.pause.end()
         for client in self.clients:
             client.broken = True
             client.hang_up()
@@ -117,9 +144,10 @@ class Client:
     """A user's client: acks what it gets, answers pings, and remembers all. It is its session's outlet as well."""
 
     congested = False
+    """True: it reads nothing now; end that with `read_on`."""
 
     def __init__(self, node: RunningNode, openid: OpenId, *, acks: bool = True, half_open: bool = False) -> None:
-        self.openid, self.acks, self.half_open = openid, acks, half_open
+        self.node, self.openid, self.acks, self.half_open = node, openid, acks, half_open
         self.connected, self.broken = True, False
         self.heard: Callable[[client_frames.Frame], None] = lambda frame: None
         self.hung_up: Callable[[], None] = lambda: None
@@ -155,7 +183,7 @@ class Client:
                 self.hung_up()
             else:
                 await trio.sleep(WIRE)
-                self.session.pong(frame.encode())
+                self._tell(partial(self.session.pong, frame.encode()))
 
     def _take(self, frame: client_frames.Frame) -> None:
         self.frames.append(frame)
@@ -172,14 +200,23 @@ class Client:
         self._say(client_frames.send(tuple(to.split(",")), text, 0, request_id))
 
     def _say(self, frame: str) -> None:
-        if self.connected and not self.broken:
-            self.session.receive(frame.encode())
+        if self.connected:
+            self._tell(partial(self.session.receive, frame.encode()))
+
+    def _tell(self, say: Callable[[], object]) -> None:
+        if not self.broken:
+            self.node.tell(say)
+
+    def read_on(self) -> None:
+        """There is room in its buffer again."""
+        self.congested = False
+        if self.connected:
+            self._tell(self.session.drained)
 
     def leave(self) -> None:
         """Close the connection."""
         self.connected = False
-        if not self.broken:
-            self.session.end()
+        self._tell(self.session.end)
 
     def hang_up(self) -> None:
         """The node has gone."""
