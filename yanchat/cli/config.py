@@ -140,8 +140,10 @@ def _open_all(settings: Settings) -> None:
 
         read_token(settings.admin)
     from yanchat.gateway.auth import open_authenticator
+    from yanchat.gateway.tls import open_tls
 
     open_authenticator(settings.auth, lambda: time.time_ns() // 1_000_000)
+    open_tls(settings.tls)
 
 
 def _warn_of(loaded: Loaded) -> None:
