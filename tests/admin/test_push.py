@@ -84,6 +84,12 @@ def test_a_push_that_is_repeated_is_the_same_message(tmp_path: Path) -> None:
         assert len(outbox(node, "pending")) == 3
 
 
+def test_a_file_type_may_be_written_as_any_integer(one_node: RunningNode) -> None:
+    """It is the same message: JSON does not tell 3.0 from 3, and the wire takes a string."""
+    ids = {push(one_node, {**ONE, "to": "eve", "fileType": kind})["messageId"] for kind in (3, 3.0, "3")}
+    assert len(ids) == 1
+
+
 def test_pushes_without_a_request_id_are_each_a_message_of_their_own(tmp_path: Path) -> None:
     with RunningNode(tmp_path / "s") as node:
         order = {"to": "bob", "message": "hello"}
@@ -145,7 +151,9 @@ async def test_what_nobody_wants_to_be_told_of_stays_so_after_a_crash(tmp_path: 
         ({"to": ["bob"], "message": "", "requestId": "a\0b"}, 400, "none of them NUL"),
         ({"to": ["bob"], "message": "", "fileType": "x"}, 400, "fileType must be an integer"),
         ({"to": ["bob"], "message": "", "fileType": "9999999999999999999"}, 400, "fileType must fit into 64 bits"),
-        ({"to": ["bob"], "message": "", "fileType": 1 << 63}, 400, "$.fileType"),
+        ({"to": ["bob"], "message": "", "fileType": 1 << 63}, 400, "fileType must fit into 64 bits"),
+        ({"to": ["bob"], "message": "", "fileType": 1.5}, 400, "fileType must be an integer"),
+        ({"to": ["bob"], "message": "", "fileType": True}, 400, "$.fileType"),
         ({"to": ["bob"], "message": None}, 400, "$.message"),
         ({"to": ["bob"]}, 400, "missing required field `message`"),
         ({"to": ["bob"], "message": "", "tpyo": 1}, 400, "unknown field `tpyo`"),

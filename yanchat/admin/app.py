@@ -10,6 +10,7 @@ from yanchat.admin.cluster import cluster_routes
 from yanchat.admin.control import Control
 from yanchat.admin.health import health_routes
 from yanchat.admin.metrics import metrics_route
+from yanchat.admin.openapi import document_route
 from yanchat.admin.push import push_routes
 from yanchat.admin.rows import row_routes
 from yanchat.node.assembly import Assembly
@@ -25,5 +26,6 @@ def build_app(work: Assembly, outbox: Outbox, inbox: Inbox, control: Control) ->
         *cluster_routes(work, control),
         *row_routes(work, outbox),
         *book_routes(work, outbox, inbox),
+        document_route(),
     ]
     return Starlette(routes=routes, exception_handlers=HANDLERS)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Final
+import re
+from typing import Annotated, Final
 
 import msgspec
 from starlette.background import BackgroundTask
@@ -14,21 +15,84 @@ from starlette.routing import Route
 from yanchat.admin.answers import BadRequest, answer, number, openid, read_order
 from yanchat.admin.control import Control
 from yanchat.errors import NotFound
-from yanchat.model import Node, SessionId, SessionRecord
+from yanchat.model import Node, NodeRecord, OpenId, SessionId, SessionRecord
 from yanchat.node.assembly import Assembly
+from yanchat.protocol import frames
 from yanchat.protocol.ids import openid_of
 from yanchat.protocol.records import Close
 
 KICKED: Final = 4002
 KICKED_BECAUSE: Final = "closed by an operator"
 MOST_CLIENTS: Final = 100_000
+OPENID: Final = f"^{frames.OPENID.pattern}$"
+SESSION_ID: Final = rf"^[^\s_]+:[0-9]{{1,5}}_{frames.OPENID.pattern}_[0-9]{{14}}(-[0-9]+)?$"
+_SESSION_ID: Final = re.compile(SESSION_ID[1:-1])
 
 
 class Kick(msgspec.Struct, forbid_unknown_fields=True):
     """What `POST /kick` takes: either all sessions of a user, or one session."""
 
-    openid: str | None = None
-    session_id: str | None = None
+    openid: Annotated[str, msgspec.Meta(extra_json_schema={"pattern": OPENID})] | None = None
+    session_id: Annotated[str, msgspec.Meta(extra_json_schema={"pattern": SESSION_ID})] | None = None
+
+
+class Server(msgspec.Struct):
+    """A node, as the registry knows it; `admin` is its address for HTTP over TCP, if any."""
+
+    node: Node
+    state: str
+    sessions: int
+    heartbeat_age_s: float
+    started_at: int
+    incarnation: str
+    version: str
+    url: str
+    admin: str
+
+
+class Servers(msgspec.Struct):
+    node: Node
+    servers: list[Server]
+
+
+class Client(msgspec.Struct):
+    """A session; `connected_at` in milliseconds since the epoch."""
+
+    openid: OpenId
+    user_name: str
+    node: Node
+    session_id: SessionId
+    connected_at: int
+    remote: str
+
+
+class Clients(msgspec.Struct):
+    """`total` counts also those that are beyond the limit."""
+
+    node: Node
+    total: int
+    clients: list[Client]
+
+
+class KickedSession(msgspec.Struct):
+    openid: OpenId
+    session_id: SessionId
+    node: Node
+
+
+class Kicked(msgspec.Struct):
+    """The sessions that are told to go."""
+
+    node: Node
+    kicked: list[KickedSession]
+
+
+class Draining(msgspec.Struct):
+    """The node has been told to stop; `pid` is the process that does."""
+
+    node: Node
+    pid: int
+    draining: bool = True
 
 
 def cluster_routes(work: Assembly, control: Control) -> list[Route]:
@@ -36,21 +100,7 @@ def cluster_routes(work: Assembly, control: Control) -> list[Route]:
 
     async def servers(_: Request) -> Response:
         """All nodes that the registry knows."""
-        nodes = [
-            {
-                "node": record.node,
-                "state": record.state,
-                "sessions": record.sessions,
-                "heartbeat_age_s": round(record.age, 1),
-                "started_at": record.started_at,
-                "incarnation": record.incarnation,
-                "version": record.version,
-                "url": record.url,
-                "admin": record.admin,
-            }
-            for record in await work.registry.nodes()
-        ]
-        return answer({"node": work.node, "servers": nodes})
+        return answer(Servers(work.node, list(map(_server, await work.registry.nodes()))))
 
     async def clients(request: Request) -> Response:
         """The sessions on live nodes: all, those on one node, or those of one user."""
@@ -61,20 +111,20 @@ def cluster_routes(work: Assembly, control: Control) -> list[Route]:
             node=Node(query["node"]) if query.get("node") else None, openid=openid(query.get("openid"), "openid")
         )
         sessions = [one for one in found if (one.node, one.incarnation) in live]
-        return answer({"node": work.node, "total": len(sessions), "clients": list(map(_client, sessions[:limit]))})
+        return answer(Clients(work.node, len(sessions), list(map(_client, sessions[:limit]))))
 
     async def kick(request: Request) -> Response:
         """Close sessions, on whatever node they are."""
         order = await read_order(request, Kick)
         if (order.openid is None) == (order.session_id is None):
             raise BadRequest("Say either openid or session_id.")
-        session_id = SessionId(order.session_id or "")
-        user = openid(order.openid if order.session_id is None else openid_of(session_id), "openid or session_id")
+        session_id = _session_id(order.session_id)
+        user = openid_of(session_id) if session_id is not None else openid(order.openid, "openid")
         assert user is not None
         found = (await work.registry.locate([user])).get(user, ())
         sessions = {one.session_id: one.node for one in found if one.node != work.node}
         sessions |= {one.record.session_id: work.node for one in work.hub.of(user)}  # also who is not claimed yet
-        if order.session_id is not None:
+        if session_id is not None:
             sessions = {one: node for one, node in sessions.items() if one == session_id}
         if not sessions:
             raise NotFound(f"There is no session {session_id}." if session_id else f"{user} has no session.")
@@ -83,12 +133,11 @@ def cluster_routes(work: Assembly, control: Control) -> list[Route]:
                 work.hub.close(one, KICKED, KICKED_BECAUSE)
             else:
                 work.bus.publish(node, [Close(work.node, one, KICKED, KICKED_BECAUSE)])
-        kicked = [{"openid": user, "session_id": one, "node": node} for one, node in sessions.items()]
-        return answer({"node": work.node, "kicked": kicked})
+        return answer(Kicked(work.node, [KickedSession(user, one, node) for one, node in sessions.items()]))
 
     async def drain(_: Request) -> Response:
         """Stop this node gently, as SIGTERM does; it begins when it has been answered."""
-        answered = answer({"node": work.node, "pid": os.getpid(), "draining": True}, 202)
+        answered = answer(Draining(work.node, os.getpid()), 202)
         answered.background = BackgroundTask(begin)
         return answered
 
@@ -103,12 +152,27 @@ def cluster_routes(work: Assembly, control: Control) -> list[Route]:
     ]
 
 
-def _client(session: SessionRecord) -> dict[str, Any]:
-    return {
-        "openid": session.openid,
-        "user_name": session.user_name,
-        "node": session.node,
-        "session_id": session.session_id,
-        "connected_at": session.connected_at,
-        "remote": session.remote,
-    }
+def _session_id(text: str | None) -> SessionId | None:
+    if text is not None and not _SESSION_ID.fullmatch(text):
+        raise BadRequest(f"{text!r} is no session id, as 127.0.0.1:8084_bob_20240102102737 is.")
+    return None if text is None else SessionId(text)
+
+
+def _server(record: NodeRecord) -> Server:
+    return Server(
+        record.node,
+        record.state,
+        record.sessions,
+        round(record.age, 1),
+        record.started_at,
+        record.incarnation,
+        record.version,
+        record.url,
+        record.admin,
+    )
+
+
+def _client(session: SessionRecord) -> Client:
+    return Client(
+        session.openid, session.user_name, session.node, session.session_id, session.connected_at, session.remote
+    )

@@ -22,13 +22,15 @@ SYSTEM: Final = OpenId("system")
 LOCATED_WITHIN: Final = 2.0
 """Seconds to find out who is there; the message is stored by then."""
 
-User = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^{frames.OPENID.pattern}$"})]
+OPENID: Final = f"^{frames.OPENID.pattern}$"
+User = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": OPENID})]
 """Checked with a sentence; the schema is for the document."""
 Users = Annotated[list[User], msgspec.Meta(extra_json_schema={"minItems": 1, "maxItems": frames.MAX_RECIPIENTS})]
 RequestId = Annotated[
     str, msgspec.Meta(extra_json_schema={"minLength": 1, "maxLength": frames.MAX_REQUEST_ID, "pattern": "^[^\\x00]*$"})
 ]
-Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+FileType = int | float | str
+"""Any writing of an integer: JSON does not tell 1.0 from 1, and the wire takes "1" as well."""
 
 
 class Push(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
@@ -36,7 +38,7 @@ class Push(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
 
     to: Users | User
     message: str
-    file_type: Int64 | str = 0
+    file_type: FileType = 0
     sender: User = msgspec.field(default=SYSTEM, name="from")
     request_id: RequestId | None = None
     notices: bool = False
@@ -83,9 +85,12 @@ def _checked(order: Push, message_size: int, traceparent: str) -> Send:
     text = frames.json_text(order.message)
     if len(text) > message_size:
         raise Refused(413, f"The message is longer than limits.message_size, {message_size} bytes.")
+    file_type = order.file_type
+    if isinstance(file_type, float) and file_type.is_integer():
+        file_type = int(file_type)
     frame = {
         "type": 1,
-        "params": {"toMessageId": order.to, "message": msgspec.Raw(text), "fileType": order.file_type},
+        "params": {"toMessageId": order.to, "message": msgspec.Raw(text), "fileType": str(file_type)},
         "requestId": order.request_id,
         "traceparent": traceparent,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated
 
 import msgspec
 from starlette.requests import Request
@@ -11,24 +11,61 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from yanchat.admin.answers import BadRequest, answer, message_id, number, openid, read_order
-from yanchat.model import MessageId, OpenId, Row
+from yanchat.model import MessageId, Node, OpenId, Row
 from yanchat.node.assembly import Assembly
 from yanchat.ports import Outbox, RowFilter
+from yanchat.protocol import frames
 
 STATES = ("pending", "delivered", "expired", "untold", "moved")
 MOST_ROWS = 10_000
 CHUNK = 1000
+LONGEST_AGO = 1e9
+OPENID = f"^{frames.OPENID.pattern}$"
+MESSAGE_ID = "^[0-9a-f]{32}$"
 
 
 class Redeliver(msgspec.Struct, forbid_unknown_fields=True):
     """What `POST /redeliver` takes: all, or those that both `to` and `message_id` name, of which one may be missing."""
 
     all: bool = False
-    to: OpenId | None = None
-    message_id: MessageId | None = None
-    older_than_s: float | None = None
+    to: Annotated[OpenId, msgspec.Meta(extra_json_schema={"pattern": OPENID})] | None = None
+    message_id: Annotated[MessageId, msgspec.Meta(extra_json_schema={"pattern": MESSAGE_ID})] | None = None
+    older_than_s: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_AGO)] | None = None
     dead: bool = False
     dry_run: bool = False
+
+
+class ShownRow(msgspec.Struct, rename={"sender": "from"}):
+    """Times in milliseconds since the epoch, null for never. Never the text."""
+
+    message_id: MessageId
+    request_id: str
+    sender: OpenId
+    to: OpenId
+    state: str
+    attempts: int
+    accepted_at: int
+    sent_at: int | None
+    arrived_at: int | None
+    settled_at: int | None
+    told_at: int | None
+    moved_at: int | None
+    adopted_at: int | None
+    told: bool
+
+
+class Rows(msgspec.Struct):
+    node: Node
+    rows: list[ShownRow]
+
+
+class Redelivered(msgspec.Struct):
+    """How many rows were meant, and how many of them had somebody to be pushed to now."""
+
+    node: Node
+    selected: int
+    redelivered: int
+    message_ids: list[MessageId]
 
 
 def row_routes(work: Assembly, outbox: Outbox) -> list[Route]:
@@ -38,7 +75,7 @@ def row_routes(work: Assembly, outbox: Outbox) -> list[Route]:
         """The oldest rows of some states."""
         query = request.query_params
         states = tuple(part for part in query.get("state", "pending,expired").split(",") if part)
-        if not set(states) <= set(STATES):
+        if not states or not set(states) <= set(STATES):
             raise BadRequest(f"state must be any of {', '.join(STATES)}.")
         rows = await outbox.search(
             RowFilter(
@@ -48,7 +85,7 @@ def row_routes(work: Assembly, outbox: Outbox) -> list[Route]:
                 limit=number(query, "limit", 100, MOST_ROWS),
             )
         )
-        return answer({"node": work.node, "rows": [as_json(row) for row in rows]})
+        return answer(Rows(work.node, list(map(show, rows))))
 
     async def redeliver(request: Request) -> Response:
         """Push rows again now."""
@@ -61,7 +98,7 @@ def row_routes(work: Assembly, outbox: Outbox) -> list[Route]:
             redelivered = work.mailboxes.replay([row.envelope.key for row in rows if row.state == "pending"])
             redelivered += await work.looks.push_dead([row for row in rows if row.state == "expired"])
         ids = list(dict.fromkeys(row.envelope.message_id for row in rows))
-        return answer({"node": work.node, "selected": len(rows), "redelivered": redelivered, "message_ids": ids})
+        return answer(Redelivered(work.node, len(rows), redelivered, ids))
 
     return [Route("/outbox", list_rows), Route("/redeliver", redeliver, methods=["POST"])]
 
@@ -89,22 +126,22 @@ async def _selected(outbox: Outbox, order: Redeliver) -> list[Row]:
         after = rows[-1].envelope.order
 
 
-def as_json(row: Row) -> dict[str, Any]:
-    """One row for people and programs; times in milliseconds since the epoch, null for never. Never the text."""
+def show(row: Row) -> ShownRow:
+    """One row for people and programs."""
     envelope = row.envelope
-    return {
-        "message_id": envelope.message_id,
-        "request_id": envelope.request_id,
-        "from": envelope.sender,
-        "to": envelope.recipient,
-        "state": row.state,
-        "attempts": row.attempts,
-        "accepted_at": envelope.accepted_at,
-        "sent_at": row.sent_at or None,
-        "arrived_at": row.arrived_at or None,
-        "settled_at": row.settled_at or None,
-        "told_at": row.told_at or None,
-        "moved_at": row.moved_at or None,
-        "adopted_at": row.adopted_at or None,
-        "told": row.rank <= row.told,
-    }
+    return ShownRow(
+        envelope.message_id,
+        envelope.request_id,
+        envelope.sender,
+        envelope.recipient,
+        row.state,
+        row.attempts,
+        envelope.accepted_at,
+        row.sent_at or None,
+        row.arrived_at or None,
+        row.settled_at or None,
+        row.told_at or None,
+        row.moved_at or None,
+        row.adopted_at or None,
+        row.rank <= row.told,
+    )
