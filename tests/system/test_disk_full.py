@@ -21,7 +21,7 @@ RESERVE = 2 << 20
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    with small_disk(tmp_path / "disk", megabytes=24) as disk:
+    with small_disk(tmp_path / "disk", megabytes=128) as disk:
         yield disk
 
 
@@ -48,7 +48,7 @@ async def at_work(nodes: Sequence[RunningNode], seed: int) -> AsyncIterator[Swar
 
 async def talk(swarm: Swarm, enough: trio.Event) -> None:
     while not enough.is_set():
-        await swarm.talk(10, pause=0.005)
+        await swarm.talk(5, pause=0.02)
 
 
 async def until_ready(nodes: Sequence[RunningNode], ready: bool) -> None:
