@@ -57,6 +57,11 @@ def pending_key(openid: str, prefix: str = KEY_PREFIX) -> str:
     return f"{prefix}pending_{openid}"
 
 
+def probe_key(prefix: str = KEY_PREFIX) -> str:
+    """Redis string that lives for a moment: whether anything can be written."""
+    return f"{prefix}probe"
+
+
 def message_topic(node: str, prefix: str = TOPIC_PREFIX) -> str:
     return prefix + slug(node)
 

@@ -20,6 +20,8 @@ COMMANDS = (
     "send",
     "listen",
     "servers",
+    "doctor",
+    "config",
     "clients",
     "kick",
     "outbox",

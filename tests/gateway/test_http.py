@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import time
+from email.utils import parsedate_to_datetime
 
 import pytest
 
@@ -39,6 +41,7 @@ def test_a_request_that_is_no_upgrade_is_answered_in_http(unharmed: Gate, line: 
     assert answer.status == status
     assert answer.headers["connection"] == "close"
     assert int(answer.headers["content-length"]) == len(answer.body)
+    assert abs(parsedate_to_datetime(answer.headers["date"]).timestamp() - time.time()) < 60
     assert answer.body.endswith(b".\n")
     assert answer.headers.get("allow") == ("GET" if status == 405 else None)
     if status == 426:

@@ -80,7 +80,7 @@ def _heard(at: Path | Remote, response: httpx.Response) -> Any:
         if response.is_success:
             return response.json() if is_json else response.text
         said = response.json()
-        sentence = str(said["error"])
+        sentence = str(said["error"]) if "error" in said else " ".join(said["reasons"])
     except (ValueError, TypeError, KeyError):
         sentence = f"The node behind {at} answers with status {response.status_code}; see its log."
     if response.status_code == 401:

@@ -46,7 +46,7 @@ class Repaired(NamedTuple):
 
 def check(call: Call, cluster: Cluster) -> int:
     """Say what contradicts; the exit code."""
-    found: list[Contradiction] = run_async(_look_at_registry, cluster)
+    found: list[Contradiction] = run_async(find_contradictions, cluster)
     _show(call, found, ())
     if call.out.form != "person":
         call.out.table((), [_row(one, mended=False) for one in found])
@@ -93,7 +93,8 @@ async def standing(registry: Registry, again_after: float) -> list[Contradiction
     return [one for one in first if one in again]
 
 
-async def _look_at_registry(cluster: Cluster) -> list[Contradiction]:
+async def find_contradictions(cluster: Cluster) -> list[Contradiction]:
+    """What stands in the registry for longer than a node or a session takes to come or go; looks twice if need be."""
     async with cluster.open_registry() as registry:
         return await _accused(registry, cluster)
 

@@ -6,6 +6,7 @@ import resource
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final, Protocol
 from urllib.parse import parse_qs, urlsplit
@@ -135,6 +136,7 @@ def plain_answer(refused: Refused, *, to_head: bool = False) -> bytes:
     body = f"{refused}\n".encode()
     head = [
         f"HTTP/1.1 {status.value} {status.phrase}",
+        f"Date: {formatdate(usegmt=True)}",  # RFC 9110, 6.6.1; by it `yanchat doctor` compares clocks
         "Content-Type: text/plain; charset=utf-8",
         f"Content-Length: {len(body)}",
         "Connection: close",

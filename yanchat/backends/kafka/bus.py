@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final
 
 import trio
 
@@ -14,15 +13,13 @@ from yanchat.backends.kafka.clients import Config, admin_config, consumer_config
 from yanchat.backends.kafka.incoming import Incoming
 from yanchat.backends.kafka.outgoing import Outgoing, Sent
 from yanchat.backends.kafka.rest import read_rest
-from yanchat.backends.kafka.topics import Topics
+from yanchat.backends.kafka.topics import Topics, largest_record
 from yanchat.config import KafkaSettings
 from yanchat.model import Node
 from yanchat.ports import Batch, Bus
 from yanchat.protocol import records
 from yanchat.protocol.records import Record, Topic
 from yanchat.telemetry import Counters
-
-RECORD_AT_LEAST: Final = 1 << 20
 
 
 class KafkaBus(Bus):
@@ -92,8 +89,7 @@ async def open_bus(
 
     A setting of librdkafka that cannot be: ConfigError. When the producer cannot be kept alive: BusUnavailable.
     """
-    largest = max(RECORD_AT_LEAST, 6 * message_size + (64 << 10))  # in JSON a character may take six bytes
-    bus = KafkaBus(settings, node, largest, counters)
+    bus = KafkaBus(settings, node, largest_record(message_size), counters)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bus.outgoing.run)

@@ -18,6 +18,12 @@ CREATE_SECONDS: Final = 5.0
 KNOWN_WITHIN: Final = 10.0
 LONGEST_SEGMENT: Final = 6 * 3600.0
 """Kafka removes whole segments: a record lives for the retention and up to one segment's time."""
+RECORD_AT_LEAST: Final = 1 << 20
+
+
+def largest_record(message_size: int) -> int:
+    """What one record may take, in bytes, when a text may take `message_size`: in JSON a character may take six."""
+    return max(RECORD_AT_LEAST, 6 * message_size + (64 << 10))
 
 
 class Topics:
