@@ -148,7 +148,7 @@ def test_a_refused_token_is_said_in_one_sentence_that_does_not_show_it(
 def test_listen_ends_when_its_token_does(tmp_path: Path, key_file: Path, env: dict[str, str]) -> None:
     """It would not be let in again: it says so, and does not try."""
     with RunningNode(tmp_path / "node", env={**env, "YANCHAT_AUTH_LEEWAY": "0s"}) as node:
-        short = mint(env, "--sub", "ann", "--ttl", "2s")
+        short = mint(env, "--sub", "ann", "--ttl", "6s")  # more than a start takes
         done = call("listen", "--token", short, state=node.state)
         assert done.returncode == 4
         assert "the token has expired" in done.stderr
