@@ -10,7 +10,7 @@ from pathlib import Path
 import trio
 
 from yanchat.admin.control import Control
-from yanchat.admin.tcp import Tcp
+from yanchat.admin.tcp import BACKLOG, Tcp
 from yanchat.errors import ConfigError
 from yanchat.node.assembly import Assembly
 from yanchat.ports import Inbox, Outbox
@@ -37,7 +37,7 @@ async def serve_admin(
             listener.bind(str(path))
         finally:
             os.umask(before)
-        listener.listen()
+        listener.listen(BACKLOG)
         task_status.started()
         try:
             async with trio.open_nursery() as nursery:

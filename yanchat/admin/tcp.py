@@ -13,6 +13,8 @@ from typing import Final
 from yanchat.config import AdminSettings
 from yanchat.errors import AddressTaken, ConfigError
 
+BACKLOG: Final = 1024
+"""Connections that wait to be accepted: the first question of all takes a moment."""
 SHORTEST: Final = 16
 MAKE_ONE: Final = "make one with `openssl rand -hex 32`"
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - that is what is asked about
@@ -51,7 +53,7 @@ def open_tcp(settings: AdminSettings) -> Iterator[Tcp | None]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)
-            listener.listen()
+            listener.listen(BACKLOG)
         except OSError as error:
             sentence = f"admin.listen: {settings.listen} cannot be listened on: {error.strerror}; choose another one."
             raise AddressTaken(sentence) from None
