@@ -6,23 +6,34 @@ For the tests, and for `scripts/dev-cluster`. Nothing here touches a service of 
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import fcntl
 import os
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 KAFKA_VERSION = "4.1.0"
 FILES = Path(__file__).parent / "kafka"
-_PACKAGES = {"redis-server": "redis-server", "java": "default-jre-headless", "mvn": "maven", "faketime": "faketime"}
+CONFIGS = Path(__file__).parents[1] / "configs"
+_PACKAGES = {
+    "redis-server": "redis-server",
+    "java": "default-jre-headless",
+    "mvn": "maven",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+}
 
 
 class Missing(Exception):
@@ -190,6 +201,53 @@ class KafkaBroker(Server):
             return False
 
 
+class PrometheusServer(Server):
+    """Scrapes these admin addresses as `configs/prometheus.yml` says, with its rules, but once a second.
+
+    Alarms fire at once, not after a while.
+    """
+
+    name = "prometheus"
+
+    def __init__(self, directory: Path, targets: Sequence[str], token_file: Path) -> None:
+        super().__init__(directory)
+        (self._program,) = _programs("prometheus")
+        self.port = free_port()
+        config = (CONFIGS / "prometheus.yml").read_text().replace("15s", "1s")
+        config = config.replace("/etc/yanchat/admin-token", str(token_file))
+        listed, places = config.split("- targets:")[0], "".join(f"\n          - {target}" for target in targets)
+        (directory / "prometheus.yml").write_text(f"{listed}- targets:{places}\n")
+        rules = (CONFIGS / "prometheus-alerts.yml").read_text()
+        (directory / "prometheus-alerts.yml").write_text(re.sub(r"(?m)^ +for: \w+\n", "", rules))
+
+    def command(self) -> list[str]:
+        options = {
+            "config.file": "prometheus.yml",
+            "storage.tsdb.path": "data",
+            "web.listen-address": f"127.0.0.1:{self.port}",
+        }
+        return [self._program, *(f"--{name}={value}" for name, value in options.items())]
+
+    def answers(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"http://127.0.0.1:{self.port}/-/ready").is_success
+        return False
+
+    def ask(self, path: str, **query: str) -> Any:
+        """The `data` of an answer of its HTTP API; AssertionError when it is an error."""
+        answer = httpx.get(f"http://127.0.0.1:{self.port}/api/v1/{path}", params=query).json()
+        assert answer["status"] == "success", (query, answer)
+        return answer["data"]
+
+
+def promtool(*arguments: str | Path) -> str:
+    """Run it in `configs`; what it says. AssertionError when it finds a mistake."""
+    (program,) = _programs("promtool")
+    done = _run([program, *map(str, arguments)], cwd=CONFIGS)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 def kafka_jars() -> Path:
     """The folder with the broker's jars, fetched by Maven the first time."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yanchat"
@@ -208,15 +266,6 @@ def kafka_jars() -> Path:
             shutil.rmtree(jars, ignore_errors=True)
             fetched.rename(jars)
     return jars
-
-
-def wrong_clock(seconds: float) -> dict[str, str]:
-    """What lets a process believe that it is so many seconds later than it is; its monotonic clock stays right."""
-    _programs("faketime")
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-    if library is None:
-        raise Missing("install it with: apt-get install faketime")
-    return {"LD_PRELOAD": str(library), "FAKETIME": f"{seconds:+}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 
 def _programs(*names: str) -> list[str]:

@@ -143,6 +143,8 @@ class _Node(Collector):
             free = self._outbox.free_bytes()
             if free is not None:
                 yield "disk_free_bytes", "Free on the disk of the message table.", free
+        reserve = self._control.limits().disk_reserve
+        yield "disk_reserve_bytes", "With less free than this nothing more is accepted.", reserve
         if asked.totals is not None:
             yield "outbox_pending_messages", "Rows that wait for their recipients' acks.", asked.totals.pending
             yield "outbox_untold_notices", "Settled rows of which the senders do not know yet.", asked.totals.untold
