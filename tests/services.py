@@ -31,6 +31,7 @@ _PACKAGES = {
     "redis-server": "redis-server",
     "java": "default-jre-headless",
     "mvn": "maven",
+    "faketime": "faketime",
     "prometheus": "prometheus",
     "promtool": "prometheus",
 }
@@ -266,6 +267,15 @@ def kafka_jars() -> Path:
             shutil.rmtree(jars, ignore_errors=True)
             fetched.rename(jars)
     return jars
+
+
+def wrong_clock(seconds: float) -> dict[str, str]:
+    """What lets a process believe that it is so many seconds later than it is; its monotonic clock stays right."""
+    _programs("faketime")
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    if library is None:
+        raise Missing("install it with: apt-get install faketime")
+    return {"LD_PRELOAD": str(library), "FAKETIME": f"{seconds:+}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 
 def _programs(*names: str) -> list[str]:
