@@ -122,6 +122,12 @@ def test_descriptors_return_to_where_they_were(node: RunningNode) -> None:
     wait_until(lambda: serves(node) and len(list(fds.iterdir())) <= before + 1, "the descriptors are closed")
 
 
+def test_a_connection_counts_no_longer_than_its_client_stays(node: RunningNode) -> None:
+    """A program that connects anew for each question may do so as often as it likes."""
+    for _ in range(300):
+        assert serves(node)
+
+
 def test_curl_may_wait_for_a_word_before_it_sends_its_body(node: RunningNode) -> None:
     """Expect: 100-continue (RFC 9110, 10.1.1)."""
     with raw(node) as connection:

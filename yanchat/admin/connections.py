@@ -43,6 +43,14 @@ class _Stream:
         raise trio.BrokenResourceError("the client does not read")
 
 
+class _Server(TCPServer):
+    """One connection, which ends when its client goes: hypercorn would keep it until it has been idle for long."""
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
+
+
 async def serve_connections(listener: socket.socket, app: Callable[..., Any]) -> None:
     """Serve an ASGI application on a listening socket until cancelled; then all connections are closed at once."""
     config = Config()
@@ -58,7 +66,7 @@ async def serve_connections(listener: socket.socket, app: Callable[..., Any]) ->
         open_now.add(stream)
         try:
             patient: Any = _Stream(stream)
-            await TCPServer(ASGIWrapper(app), config, context, ConnectionState({}), patient).run()
+            await _Server(ASGIWrapper(app), config, context, ConnectionState({}), patient).run()
         except Exception:
             structlog.get_logger().exception("admin.connection_failed")
         finally:
