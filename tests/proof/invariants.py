@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 MINUTE = 60.0
 AGAIN = 9.0
-"""Seconds for which a push may have waited for a client that read nothing."""
+"""Seconds for which a push may have been under way when its message was acked."""
+NEVER = float("inf")
 LOOK = 1.0
 
 
@@ -39,8 +40,8 @@ def on_message(world: World, user: User, client: Client, message: Message) -> No
         world.problem(f"{user.name} got {message.text} again on one session, not marked")
     if again and world.calm:
         world.problem(f"{user.name} got {message.text} twice on one session without a fault")
-    acked = user.acked.get(message.message_id, {}).get(client.node.name)
-    if acked is not None and trio.current_time() - acked > AGAIN:
+    by, acked = user.acked.get(message.message_id, {}).get(client.node.name, (client, NEVER))
+    if trio.current_time() - acked > AGAIN and (by is client or user.since[client] > acked):
         world.problem(f"{user.name} got {message.text} from {client.node.name}, which had his ack at {acked:.3f}")
 
 

@@ -99,7 +99,7 @@ def trace(seed: int, calm: bool | None) -> int:
         print(f"{trio.current_time():12.6f} {' '.join(map(str, what))}")
         note(world, *what)
 
-    World.note = tell  # type: ignore[method-assign]
+    World.note = tell  # type: ignore[assignment,method-assign]
     result = run_seed(seed, calm)
     print(f"digest {result.digest}")
     for problem in result.problems:

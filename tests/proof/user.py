@@ -30,8 +30,8 @@ class User:
         self.arrivals: list[tuple[Client, Message]] = []
         self.told: dict[tuple[str, str], list[tuple[Client, int]]] = defaultdict(list)
         """(message id, recipient) → notices."""
-        self.acked: dict[str, dict[Node, float]] = defaultdict(dict)
-        """Message id → nodes that have answered his ack with 200, and when."""
+        self.acked: dict[str, dict[Node, tuple[Client, float]]] = defaultdict(dict)
+        """Message id → nodes that have answered his ack with 200, on which connection, and when."""
         self.since: dict[Client, float] = {}
 
     # -- coming and going ----------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class User:
                         self.vanish()
             case AckReceipt(status=200):
                 invariants.on_ack_receipt(world, self, client, frame)
-                self.acked[frame.message_id].setdefault(client.node.name, now)
+                self.acked[frame.message_id].setdefault(client.node.name, (client, now))
             case Receipt(status=200):
                 self._receipted(client, frame)
             case Receipt(request_id=text) if text in self.unanswered:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -179,8 +180,9 @@ def run(seed: int, calm: bool | None = None) -> World:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        world.problems.append(f"the program or the simulation broke: {_first(error)!r}")
-        world.broke = error
+        world.problems.append(
+            f"the program or the simulation broke: {''.join(traceback.format_exception(_first(error)))}"
+        )
     return world
 
 
