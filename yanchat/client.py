@@ -67,10 +67,15 @@ class Client:
         self._websocket, self.hello = websocket, hello
 
     async def send(
-        self, recipients: tuple[str, ...], text: str, file_type: int = 0, request_id: str | None = None
+        self,
+        recipients: tuple[str, ...],
+        text: str,
+        file_type: int = 0,
+        request_id: str | None = None,
+        traceparent: str = "",
     ) -> None:
         """Send a type 1; its receipt comes as a frame. Repeat it with the same request id after a failure."""
-        await self.send_raw(client_frames.send(recipients, text, file_type, request_id))
+        await self.send_raw(client_frames.send(recipients, text, file_type, request_id, traceparent))
 
     async def ack(self, message: Message) -> None:
         """Say that we have it. Repeated: answered again."""
