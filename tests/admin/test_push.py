@@ -9,12 +9,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
 from tests.admin.asking import admin, raw
+from tests.node.cluster import open_cluster
 from tests.running import RunningNode, wait_until
+from yanchat.admin.app import build_app
+from yanchat.admin.control import Control
 from yanchat.client import Client, connect
+from yanchat.config import LimitSettings
 from yanchat.protocol.client_frames import Message, Receipt, Settled
 
 ONE: dict[str, Any] = {"to": ["bob"], "message": "hello", "requestId": "r-1"}
@@ -55,6 +60,33 @@ async def test_a_pushed_message_is_delivered(tmp_path: Path) -> None:
             await bob.ack(message)
             wait_until(lambda: len(outbox(node, "delivered")) == 1, "it is delivered")
         assert outbox(node, "untold") == []
+
+
+async def test_the_trace_of_a_push_goes_with_the_message(tmp_path: Path) -> None:
+    """Its header `traceparent` reaches the recipient; one that is none loses no message."""
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with RunningNode(tmp_path / "s") as node, admin(node) as http:
+        async with connect(node.url, "bob") as bob:
+            for header, arrives in ((trace, trace), ("nonsense", "")):
+                order = {"to": ["bob"], "message": header}
+                assert http.post("/message/send", json=order, headers={"traceparent": header}).status_code == 200
+                message = await next_message(bob)
+                assert (message.text, message.traceparent) == (header, arrives)
+
+
+@pytest.mark.parametrize("takes", [0.0, 60.0])
+async def test_while_the_registry_is_away_nobody_knows_who_is_absent(takes: float) -> None:
+    """Whether it refuses or is slow: the message is stored, which is answered soon, with null for the absent."""
+    async with open_cluster("n1") as cluster:
+        node = cluster.nodes["n1"]
+        app = build_app(
+            node.work, node.store, node.store, Control(lambda: None, lambda: None, dict, int, LimitSettings)
+        )
+        node.registry.up, node.registry.takes = False, takes
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://node", timeout=20) as http:
+            response = await http.post("/message/send", json={"to": ["bob"], "message": "hello"})
+        assert (response.status_code, response.json()["absent"]) == (200, None)
+        assert len(await node.store.all_rows()) == 1
 
 
 async def test_who_has_no_session_on_any_node_is_absent(tmp_path: Path) -> None:

@@ -7,8 +7,12 @@ from pathlib import Path
 import apsw
 import httpx
 
+from tests.node.cluster import open_cluster
 from tests.running import RunningNode, wait_until
+from yanchat.admin.app import build_app
+from yanchat.admin.control import Control
 from yanchat.client import connect
+from yanchat.config import LimitSettings
 from yanchat.protocol.client_frames import Receipt
 
 
@@ -49,3 +53,19 @@ async def test_a_node_that_cannot_store_is_not_ready(tmp_path: Path) -> None:
         answer = ask(node)
         assert answer.status_code == 503
         assert "disk" in answer.json()["reasons"][0]
+
+
+async def test_a_node_with_a_thread_that_does_not_come_back_is_not_healthy() -> None:
+    """503 that names the thread: whoever watches it starts the node again."""
+    lanes = {"store": 0.0, "bus": 29.0}
+    async with open_cluster("n1") as cluster:
+        node = cluster.nodes["n1"]
+        control = Control(lambda: None, lambda: None, lambda: lanes, lambda: 7, LimitSettings)
+        app = build_app(node.work, node.store, node.store, control)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://node") as http:
+            well = await http.get("/healthz")
+            lanes["bus"] = 31.0
+            ill = await http.get("/healthz")
+    assert (well.status_code, well.json()["healthy"], well.json()["connections"]) == (200, True, 7)
+    assert (ill.status_code, ill.json()["healthy"]) == (503, False)
+    assert "bus" in ill.json()["reasons"][0]
