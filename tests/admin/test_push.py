@@ -170,6 +170,20 @@ async def test_what_nobody_wants_to_be_told_of_stays_so_after_a_crash(tmp_path: 
         assert outbox(node, "untold") == []
 
 
+@pytest.mark.parametrize(("point", "stored"), [("before-commit", False), ("after-commit", True)])
+async def test_a_push_that_is_killed_before_its_answer_may_come_again(tmp_path: Path, point: str, stored: bool) -> None:
+    """kill -9 on either side of the commit: nobody has heard 200, and the same request makes one message of it."""
+    with RunningNode(tmp_path / "s") as node:
+        node.terminate()
+        node.start(YANCHAT_FAILPOINT=point)
+        with admin(node) as http, pytest.raises(httpx.TransportError):
+            http.post("/message/send", json=ONE)
+        node.wait()
+        node.start()
+        assert push(node, ONE)["messages"][0]["repeated"] is stored
+        assert len(outbox(node, "pending")) == 1
+
+
 @pytest.mark.parametrize(
     ("order", "status", "says"),
     [
