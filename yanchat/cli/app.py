@@ -26,6 +26,7 @@ from yanchat.cli import (
     serve,
     servers,
     token,
+    top,
     trace,
 )
 from yanchat.cli.call import add_command, add_group, add_shared_options, flag
@@ -69,6 +70,7 @@ def build() -> typer.Typer:
         ("Look around", trace.trace),
         ("Look around", audit.audit),
         ("Look around", redeliver.redeliver),
+        ("Look around", top.top),
         ("Look around", doctor.doctor),
         ("Try it", demo.demo),
         ("Try it", token.token),

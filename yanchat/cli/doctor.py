@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from yanchat.cli.call import Call, run_async
 from yanchat.cli.nodes import LEASE, Cluster, hush
+from yanchat.cli.ordering import TOKEN_FILE
 from yanchat.cli.render import note
 from yanchat.errors import Unreachable, YanchatError
 
@@ -26,10 +24,7 @@ _STYLES = {"ok": "", "warn": "yellow", "fail": "red"}
 
 def doctor(
     call: Call,
-    admin_token_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="For nodes of other machines, else admin.token_file of the settings."),
-    ] = None,
+    admin_token_file: TOKEN_FILE = None,
 ) -> int:
     """Look at everything that nodes need, and say what is wrong and what to do about it.
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from yanchat.admin.client import Remote
 
 Labels = tuple[tuple[str, str], ...]
-WITHIN: Final = 5.0
+WITHIN: Final = 3.0
+"""Seconds; a node itself takes up to two for what it has to ask of others."""
 
 
 class Metrics:
