@@ -27,7 +27,7 @@ from wsproto.utilities import LocalProtocolError
 
 from yanchat.errors import NotAllowed, Unreachable, UsageError, YanchatError
 from yanchat.protocol import client_frames
-from yanchat.protocol.client_frames import Frame, Hello, Message
+from yanchat.protocol.client_frames import Frame, HeartbeatAnswer, Hello, Message
 
 CONNECT_SECONDS: Final = 5.0
 CLOSE_SECONDS: Final = 1.0
@@ -80,6 +80,17 @@ class Client:
     async def ack(self, message: Message) -> None:
         """Say that we have it. Repeated: answered again."""
         await self.send_raw(client_frames.ack(message))
+
+    async def confirm(self) -> None:
+        """Let the node know that all notices so far have arrived, before the session ends.
+
+        What comes meanwhile is lost, so this stands at the end. The node asks by a ping, before it answers a heartbeat;
+        a ping that was out before asks for less, which is why there are two heartbeats. Cancelled: it may not know.
+        """
+        for _ in range(2):
+            await self.send_raw(client_frames.HEARTBEAT)
+            while not isinstance(await self.receive(), HeartbeatAnswer):
+                pass
 
     async def send_raw(self, frame: str) -> None:
         try:

@@ -64,6 +64,15 @@ def test_the_story_of_two_terminals(node: RunningNode, bob: str) -> None:
     assert json.loads(call("outbox", "--to", bob, "--json", state=node.state).stdout) == []
 
 
+def test_nothing_is_kept_for_a_sender_who_knows_and_has_gone(node: RunningNode, bob: str) -> None:
+    """It has confirmed its notices when it ends, one or many: nobody is to be told later."""
+    with running("listen", "--as", bob, "--ndjson", state=node.state):
+        for count in (1, 100):
+            assert len(send(node, bob, "hi", "--count", str(count))) == count
+            untold = quick("outbox", "--to", bob, "--state", "untold", "--json", state=node.state)
+            assert json.loads(untold.stdout) == []
+
+
 def test_what_send_says_to_programs(node: RunningNode, bob: str) -> None:
     """The keys are a promise; so is one object for each message and recipient."""
     outcomes = send(node, f"{bob},eve,{bob}", "hi", "--as", "ann", "--wait", "accepted", "--count", "2")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import trio
@@ -23,6 +24,7 @@ OPEN: Final = 2000
 """Requests without an outcome at a time."""
 TOO_LARGE: Final = 1009
 LONGEST_LINE: Final = 16 << 20
+CONFIRMED_WITHIN: Final = 1.0
 SILENT: Final = 1.0
 """Seconds after which somebody at a terminal wonders why nothing happens."""
 
@@ -85,7 +87,7 @@ class Sending:
         self._changed = trio.Event()
         self._all_read = self._connected = self._asked_to_wait = False
         self._wrong: UsageError | None = None
-        self.foreign = False
+        self.foreign = self._told = False
         self.left: list[Outcome] = []
 
     async def run(self, find: Callable[[], Awaitable[Sequence[str]]], sender: str, name: str, token: str) -> None:
@@ -193,6 +195,9 @@ class Sending:
                 nursery.start_soon(self._receive, client)
                 await self._send(client)
                 nursery.cancel_scope.cancel()
+            if self._told:  # else the node would keep the notices for somebody who never comes back
+                with trio.move_on_after(CONFIRMED_WITHIN), suppress(Disconnected):
+                    await client.confirm()
         except* Disconnected as group:
             self._connected = False
             self._wake()
@@ -251,6 +256,7 @@ class Sending:
         self._waiting.pop(request.request_id, None)
         delivered = notice.status == 200
         request.left.remove(notice.recipient)
+        self._told = True
         self._tell(request, notice.recipient, "delivered" if delivered else "expired", notice.error or None)
         if not request.left:
             self._end(request, "delivered", None)

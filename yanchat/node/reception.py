@@ -81,6 +81,7 @@ class Reception:
         elif type(event) is Refusal:
             return self._intake.refuse(session, event)
         else:
+            session.ping()  # before the answer: a client that waits for that has confirmed its notices by then
             session.outlet.send(frames.heartbeat(self._dates(self._clock.wall())))
         return not session.paused
 

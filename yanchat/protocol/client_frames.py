@@ -62,13 +62,17 @@ class Settled(msgspec.Struct, frozen=True):
     traceparent: str = ""
 
 
+class HeartbeatAnswer(msgspec.Struct, frozen=True):
+    """Type 12."""
+
+
 class Other(msgspec.Struct, frozen=True):
     """A frame of another type, as it came."""
 
     raw: str
 
 
-Frame = Hello | Receipt | Message | AckReceipt | Settled | Other
+Frame = Hello | Receipt | Message | AckReceipt | Settled | HeartbeatAnswer | Other
 HEARTBEAT: Final = '{"type":11}'
 
 
@@ -160,6 +164,8 @@ def decode(data: str | bytes) -> Frame:
         return Receipt(frame.status, params.messageId, params.requestId, params.error, params.retryAfter)
     if frame.type == 16:
         return AckReceipt(frame.status, params.message)
+    if frame.type == 12:
+        return HeartbeatAnswer()
     return Other(data if isinstance(data, str) else data.decode(errors="replace"))
 
 
