@@ -88,6 +88,7 @@ async def serve(settings: Settings, state: Path, caller: Caller) -> None:
                 open_backends(settings, state, node, LEASE, counters) as (registry, bus),
             ):
                 orders.opened = True
+                _warn_of_room(store, settings.limits.disk_reserve)
                 counters.trail = trail_of(settings.log.level, spans)
                 record = NodeRecord(
                     node,
@@ -161,6 +162,13 @@ class _Running(NamedTuple):
     reloading: Reloading
     stopping: trio.Event
     held: Held
+
+
+def _warn_of_room(store: Store, reserve: int) -> None:
+    """A node that starts without room accepts nothing: better read in its log than learnt from its clients."""
+    if (free := store.free_bytes()) < reserve:
+        fix = "make room: until then nothing is accepted (503), and what was accepted is delivered"
+        structlog.get_logger().warning("disk.nearly_full", free_bytes=free, disk_reserve_bytes=reserve, fix=fix)
 
 
 async def _run(it: _Running, admin_socket: Path, ready: Callable[[str], None]) -> None:

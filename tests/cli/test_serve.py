@@ -210,6 +210,17 @@ def test_nobody_else_reads_what_a_node_keeps(tmp_path: Path) -> None:
         assert [path for path in kept if path.stat().st_mode & 0o077] == []
 
 
+def test_a_start_without_room_is_warned_of(tmp_path: Path) -> None:
+    """Its clients get 503; whoever starts it sees why."""
+    env = {"YANCHAT_LIMITS_DISK_RESERVE": "1000000GiB"}
+    with running("serve", "--listen", "127.0.0.1:0", "--json", state=tmp_path, env=env) as process:
+        read_line(process)
+        _, _, log = finish(process)
+    (line,) = [line for line in log.splitlines() if "disk.nearly_full" in line]
+    assert json.loads(line)["level"] == "warning"
+    assert "make room" in json.loads(line)["fix"]
+
+
 def test_a_node_that_never_was_leaves_no_directory(tmp_path: Path) -> None:
     """What its registry refuses is no node of this machine, and commands do not ask for it; one that was one stays."""
     state = tmp_path / "state"
