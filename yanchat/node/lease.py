@@ -30,6 +30,8 @@ class Lease:
         self._peers: dict[Node, str] = {}
         self._epoch = ""
         self._claimed = clock.monotonic()
+        self._unsaid = False
+        """Our incarnation is another one, and the sessions here are not yet claimed for it."""
         self.joined = trio.Event()
         self.trouble = "The registry has not been asked yet."
         """Why the last heartbeat failed; empty when it did not."""
@@ -73,11 +75,11 @@ class Lease:
             self.joined.set()
         elif not await self._registry.renew(self._record):
             self._record = replace(self._record, incarnation=f"{self._clock.rng.getrandbits(64):016x}")
+            self._unsaid = True  # also when the answer to the join is lost: the next renewal finds us there
             await self._join()
             structlog.get_logger().warning("registry.joined_again", incarnation=self.incarnation)
-            self._again(now)
         epoch = await self._registry.epoch()
-        if (self._epoch and epoch != self._epoch) or now - self._claimed >= SLOW:
+        if self._unsaid or (self._epoch and epoch != self._epoch) or now - self._claimed >= SLOW:
             self._again(now)
         self._epoch = epoch
         await self._look_around()
@@ -90,12 +92,12 @@ class Lease:
                 raise AddressTaken(f"{own} cannot be told from {other.node}, a live node; choose another --advertise.")
 
     async def _join(self) -> None:
-        await self._registry.join(self._record)
         self._bus.incarnation = self.incarnation
+        await self._registry.join(self._record)
 
     def _again(self, now: float) -> None:
         """What was written may be gone, or our incarnation is a new one: say everything once more."""
-        self._claimed = now
+        self._claimed, self._unsaid = now, False
         self.claim_all()
         self._mailboxes.look_at_all()
 
