@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from tests.cli.calls import quick
-from tests.running import RunningNode, call, finish, read_line, running
+from tests.running import DEADLINE, RunningNode, call, finish, read_line, running
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +247,7 @@ def test_something_else_that_answers_is_no_node(bob: str, tmp_path: Path) -> Non
         socket.create_server(("127.0.0.1", 0)) as server,
         running("send", bob, "hi", "--url", f"ws://127.0.0.1:{server.getsockname()[1]}") as sender,
     ):
+        server.settimeout(DEADLINE)
         peer, _ = server.accept()
         with peer:
             peer.recv(65536)
@@ -262,6 +263,7 @@ def test_a_page_of_a_web_server_is_not_printed(bob: str) -> None:
         socket.create_server(("127.0.0.1", 0)) as server,
         running("send", bob, "hi", "--url", f"ws://127.0.0.1:{server.getsockname()[1]}") as sender,
     ):
+        server.settimeout(DEADLINE)
         peer, _ = server.accept()
         with peer:
             peer.recv(65536)
