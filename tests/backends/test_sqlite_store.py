@@ -97,6 +97,16 @@ async def test_a_full_disk_fails_the_call_whole_and_all_is_well_when_there_is_ro
         assert (await store.totals()).pending == 2 * sent + 100
 
 
+async def test_a_store_that_cannot_be_made_for_want_of_room_says_so(disk: SmallDisk) -> None:
+    disk.fill()
+    with pytest.raises(StoreUnavailable, match=r"a\.db cannot be opened: the disk is full; make room"):
+        async with open_store(disk.path / "a.db"):
+            pass
+    disk.make_room()
+    async with open_store(disk.path / "a.db") as store:
+        assert store.healthy()
+
+
 async def test_acks_are_recorded_on_a_disk_without_a_byte_if_the_file_has_pages_for_them(disk: SmallDisk) -> None:
     """What stands in the log is brought into the file, and the log begins anew where it is."""
     old, new = [message(at, text="x" * 2000) for at in range(1, 101)], [message(at) for at in range(1001, 1031)]

@@ -100,6 +100,8 @@ class Database:
             raise StoreUnavailable(f"SQLite keeps {name} at {now!r}, not {value!r}; put the state on a local disk.")
 
     def _cannot_open(self, error: Exception) -> StoreUnavailable:
+        if self._says_full(error):
+            return StoreUnavailable(f"{self.path} cannot be opened: the disk is full; make room, nothing is lost.")
         return StoreUnavailable(f"{self.path} cannot be opened: {error}. Check the disk and the file's owner.")
 
     # -- what a lane asks ----------------------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ class Database:
         self.connection.close()
 
     def map_error(self, error: Exception) -> Exception:
-        if isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno in {ENOSPC, EDQUOT}):
+        if self._says_full(error):
             self._full = True
             return StoreUnavailable("The disk is full; make room, nothing that was accepted is lost.")
         if isinstance(error, OSError):
@@ -167,6 +169,15 @@ class Database:
             return StoreUnavailable(f"{self.path.name} cannot be used: {error}; check the disk and who else uses it.")
         return error
 
+    def _says_full(self, error: Exception) -> bool:
+        if isinstance(error, apsw.IOError):  # so it says when it cannot enlarge what it maps into memory
+            return self._free_bytes() == 0
+        return isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno in {ENOSPC, EDQUOT})
+
+    def _free_bytes(self) -> int:
+        disk = os.statvfs(self.path.parent)
+        return disk.f_bavail * disk.f_frsize
+
     # -- the log -------------------------------------------------------------------------------------------------------
     def _committed(self, connection: apsw.Connection, name: str, pages: int) -> int:
         self._log_pages = pages
@@ -175,8 +186,7 @@ class Database:
     def _begin_log_anew(self) -> None:
         """Where the disk was full, the log cannot grow; acks may fit into it, and into the free pages of the file."""
         self._checkpoint()
-        disk = os.statvfs(self.path.parent)
-        self._full = disk.f_bavail * disk.f_frsize < LOG_BYTES
+        self._full = self._free_bytes() < LOG_BYTES
 
     def _checkpoint(self) -> None:
         """Bring the log into the file, in passing; when readers have kept it from starting over, wait for them."""
