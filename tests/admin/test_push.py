@@ -257,6 +257,7 @@ def test_too_many_waiting_messages_are_refused(tmp_path: Path) -> None:
         assert "bob" in response.json()["error"]
         assert len(outbox(node, "pending")) == 2
         assert http.post("/message/send", json={"to": "cid", "message": "him"}).status_code == 200
+        assert 'yanchat_messages_refused_total{status="429"} 2.0' in http.get("/metrics").text
 
 
 BODY = json.dumps({"to": ["bob"], "message": "hello", "requestId": "gone"}).encode()

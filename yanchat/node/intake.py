@@ -110,7 +110,11 @@ class Intake:
         Returns when it is on disk. Refused (429, 503): nothing of it is stored. Cancelled: it may have been, and may be
         repeated with its request id.
         """
-        self._backlog.check(sender, send.recipients)
+        try:
+            self._backlog.check(sender, send.recipients)
+        except Refused as refused:
+            self._counters.refused[refused.status] += 1
+            raise
         pushed = _Pushed(notify)
         waiting = self._take(pushed, sender, sender, send)
         await pushed.done.wait()
