@@ -76,7 +76,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=None if lasting else _die_with_parent,  # noqa: PLW1509 - one system call
+                preexec_fn=None if lasting else die_with_parent,  # noqa: PLW1509 - one system call
             )
         if wait:
             self.wait()
@@ -315,5 +315,6 @@ def free_port() -> int:
             return port
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For `preexec_fn`: a process of the tests does not outlive them."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: also when the tests are killed

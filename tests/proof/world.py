@@ -136,7 +136,7 @@ class World:
                 user.vanish()
             elif not self.calm:
                 await self.faults.strike()
-        if rng.random() < 0.05:  # more to one user than a node keeps of him in memory
+        if rng.random() < 0.12:  # more to one user than a node keeps of him in memory
             user, to = rng.choice(self.users), rng.choice(self.users)
             to.vanish()
             for _ in range(300):

@@ -16,7 +16,7 @@ from tests.proof.chaos.history import History
 from tests.proof.chaos.link import Link
 from tests.proof.chaos.node import SteppedClock
 from tests.running import RunningNode, command, environment
-from tests.services import KafkaBroker, RedisServer, free_port
+from tests.services import KafkaBroker, RedisServer, die_with_parent, free_port
 
 ROOT = Path(__file__).parents[3]
 SMALL_DISK = 48
@@ -80,6 +80,7 @@ class ChaosNode(RunningNode):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
             )
 
 
