@@ -28,7 +28,7 @@ from yanchat.model import (
     Step,
     Totals,
 )
-from yanchat.protocol.books import Account, Held, HeldAck, Story
+from yanchat.protocol.books import Account, Held, HeldAck, Story, Waits
 from yanchat.protocol.records import Record, Topic
 
 
@@ -297,10 +297,6 @@ class Outbox(ABC):
         """Counts by state, those purged included."""
 
     @abstractmethod
-    async def oldest_pending(self) -> int:
-        """When the first of the rows was accepted that wait for an ack, in ms as its order says; 0 when none waits."""
-
-    @abstractmethod
     async def purge(self, before: int, limit: int) -> int:
         """Remove up to `limit` finished rows accepted before, and acks recorded before (ms). How many went."""
 
@@ -373,6 +369,10 @@ class Books(ABC):
     @abstractmethod
     async def account(self, since: int = 0) -> Account:
         """What was counted and what is there, at one instant; with `since` (ms) only rows accepted from then on."""
+
+    @abstractmethod
+    async def waits(self) -> Waits:
+        """What waits now, at one instant."""
 
     @abstractmethod
     async def held(self, after: int, since: int, limit: int) -> list[Held]:

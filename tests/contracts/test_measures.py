@@ -9,19 +9,22 @@ from tests.contracts.examples import BOB, CID, HERE, THERE, message
 from tests.contracts.test_bus import PATIENCE, gone, next_batch, publish, pull, take
 from yanchat.model import ACKED, GIVEN_UP, Step
 from yanchat.ports import Bus
+from yanchat.protocol.books import Waits
 
 
-async def test_the_oldest_pending_row_is_the_one_that_has_waited_longest_for_an_ack(store: Store) -> None:
-    assert await store.oldest_pending() == 0
+async def test_what_waits_is_what_nobody_has_acked_and_what_nobody_was_told(store: Store) -> None:
+    assert await store.books.waits() == Waits()
     (first,), (second,), (third,) = message(1_000, CID), message(2_000, BOB), message(3_000, BOB)
     await store.add([[third], [first], [second]])
-    assert await store.oldest_pending() == 1_000
+    assert await store.books.waits() == Waits(3, 0, 1_000)
     await store.record([Step(first.order, GIVEN_UP, settled_at=4_000)])
-    assert await store.oldest_pending() == 2_000
+    assert await store.books.waits() == Waits(2, 1, 2_000)
     await store.moved([second.key], at=5_000)
-    assert await store.oldest_pending() == 3_000
-    await store.record([Step(third.order, ACKED, settled_at=6_000)])
-    assert await store.oldest_pending() == 0
+    assert await store.books.waits() == Waits(1, 1, 3_000)
+    await store.record([Step(third.order, ACKED, ACKED, settled_at=6_000, told_at=7_000)])
+    assert await store.books.waits() == Waits(0, 1, 0)
+    await store.record([Step(first.order, GIVEN_UP, GIVEN_UP, told_at=8_000)])
+    assert await store.books.waits() == Waits()
 
 
 async def test_the_lag_of_a_topic_is_what_stands_in_it_uncommitted(buses: Buses) -> None:

@@ -41,6 +41,16 @@ class Readiness(msgspec.Struct):
     reasons: list[str]
 
 
+def unready(work: Assembly, outbox: Outbox) -> list[str]:
+    """Why another node should take the clients; nothing when they are welcome."""
+    reasons = [work.lease.trouble] if work.lease.trouble else []
+    if work.reception.draining:
+        reasons.append("This node is stopping.")
+    if not outbox.healthy():
+        reasons.append("The message table takes nothing now; look at the disk.")
+    return reasons
+
+
 def health_routes(work: Assembly, outbox: Outbox, control: Control) -> list[Route]:
     """The routes of one node."""
 
@@ -54,11 +64,7 @@ def health_routes(work: Assembly, outbox: Outbox, control: Control) -> list[Rout
 
     async def ready(_: Request) -> Response:
         """200 when clients are welcome, 503 with the reasons when another node should take them."""
-        reasons = [work.lease.trouble] if work.lease.trouble else []
-        if work.reception.draining:
-            reasons.append("This node is stopping.")
-        if not outbox.healthy():
-            reasons.append("The message table takes nothing now; look at the disk.")
+        reasons = unready(work, outbox)
         return answer(Readiness(work.node, not reasons, reasons), 503 if reasons else 200)
 
     return [Route("/healthz", healthy), Route("/readyz", ready)]

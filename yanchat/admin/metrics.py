@@ -24,10 +24,11 @@ from starlette.routing import Route
 
 from yanchat import __version__
 from yanchat.admin.control import Control
+from yanchat.admin.health import unready
 from yanchat.errors import YanchatError
-from yanchat.model import Totals
 from yanchat.node.assembly import Assembly
 from yanchat.ports import Outbox
+from yanchat.protocol.books import Waits
 from yanchat.protocol.records import Topic
 from yanchat.telemetry import Counters, Histogram
 
@@ -66,8 +67,7 @@ HISTOGRAMS: Final[tuple[tuple[str, str, float, Callable[[Counters], Histogram]],
 class _Asked(NamedTuple):
     """What had to be waited for; None where there was no answer."""
 
-    totals: Totals | None
-    oldest: int | None
+    waits: Waits | None
     lag: Mapping[Topic, int] | None
 
 
@@ -93,10 +93,10 @@ async def _ask(work: Assembly, outbox: Outbox) -> _Asked:
         except YanchatError:
             pass  # counters tell of it
 
-    answers: list[Any] = [None, None, None]
+    answers: list[Any] = [None, None]
     with trio.move_on_after(ASKED_WITHIN):
         async with trio.open_nursery() as nursery:
-            for of, ask in enumerate((outbox.totals, outbox.oldest_pending, work.bus.lag)):
+            for of, ask in enumerate((outbox.books.waits, work.bus.lag)):
                 nursery.start_soon(answer, of, ask)
     return _Asked(*answers)
 
@@ -128,8 +128,7 @@ class _Node(Collector):
 
     def _gauges(self) -> Iterator[tuple[str, str, float]]:
         work, asked = self._work, self._asked
-        ready = not work.lease.trouble and not work.reception.draining and self._outbox.healthy()
-        yield "ready", "Whether clients are welcome.", ready
+        yield "ready", "Whether clients are welcome.", not unready(work, self._outbox)
         yield "draining", "Whether the node is stopping.", work.reception.draining
         yield "connections", "Open sockets of clients.", self._control.connections()
         yield "sessions", "Sessions here.", len(work.hub.all())
@@ -145,11 +144,11 @@ class _Node(Collector):
                 yield "disk_free_bytes", "Free on the disk of the message table.", free
         reserve = self._control.limits().disk_reserve
         yield "disk_reserve_bytes", "With less free than this nothing more is accepted.", reserve
-        if asked.totals is not None:
-            yield "outbox_pending_messages", "Rows that wait for their recipients' acks.", asked.totals.pending
-            yield "outbox_untold_notices", "Settled rows of which the senders do not know yet.", asked.totals.untold
-        if asked.oldest is not None:
-            age = max(0, work.clock.wall() - asked.oldest) / 1000 if asked.oldest else 0.0
+        if asked.waits is not None:
+            yield "outbox_pending_messages", "Rows that wait for their recipients' acks.", asked.waits.pending
+            yield "outbox_untold_notices", "Settled rows of which the senders do not know yet.", asked.waits.untold
+            oldest = asked.waits.oldest
+            age = max(0, work.clock.wall() - oldest) / 1000 if oldest else 0.0
             yield "outbox_oldest_pending_age_seconds", "Of the row that has waited longest; 0 when none waits.", age
 
     def _by_lane(self) -> Iterator[Metric]:

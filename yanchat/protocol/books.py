@@ -52,6 +52,17 @@ class Account(msgspec.Struct, frozen=True):
     doubts: tuple[Doubt, ...] = ()
 
 
+class Waits(msgspec.Struct, frozen=True):
+    """What is not done with in one message table."""
+
+    pending: int = 0
+    """Rows that wait for their recipients' acks."""
+    untold: int = 0
+    """Settled rows of which the senders do not know yet."""
+    oldest: int = 0
+    """When the first of the pending ones was accepted, in ms as its order says; 0 when there is none."""
+
+
 class Held(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Who owns one (message, recipient), as a table says."""
 

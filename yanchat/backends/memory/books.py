@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from yanchat.model import ACKED, GIVEN_UP, OPEN, AckEntry, MessageId, OpenId, Row
 from yanchat.ports import Books
-from yanchat.protocol.books import Account, ByState, Held, HeldAck, Story, held
+from yanchat.protocol.books import Account, ByState, Held, HeldAck, Story, Waits, held
 from yanchat.protocol.ids import COUNTER_BITS
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ class MemoryBooks(Books):
         )
         adopted = store.adopted_ever
         return Account(counted.all - adopted, adopted, counted, there, purged, self._purged_before())
+
+    async def waits(self) -> Waits:
+        rows = [row for row in await self._rows() if not row.moved_at]
+        orders = [row.envelope.order for row in rows if row.rank == OPEN]
+        untold = sum(row.rank > row.told for row in rows)
+        return Waits(len(orders), untold, min(orders) >> COUNTER_BITS if orders else 0)
 
     async def held(self, after: int, since: int, limit: int) -> list[Held]:
         rows = [row for row in await self._rows() if row.envelope.order > after]

@@ -15,7 +15,7 @@ from yanchat.backends.memory.books import MemoryBooks
 from yanchat.errors import StoreUnavailable
 from yanchat.model import ACKED, GIVEN_UP, OPEN, AckEntry, Envelope, Key, MessageId, OpenId, Row, Step, Totals
 from yanchat.ports import Inbox, Outbox, RowFilter, Tray, Waiting
-from yanchat.protocol.ids import COUNTER_BITS, order_from_message_id
+from yanchat.protocol.ids import order_from_message_id
 
 R = TypeVar("R")
 
@@ -227,10 +227,6 @@ class MemoryStore(Outbox, Inbox):
             return Totals(ranks[OPEN], ranks[ACKED], ranks[GIVEN_UP], untold, self.moved_ever, self.adopted_ever)
 
         return await self._read(work)
-
-    async def oldest_pending(self) -> int:
-        rows = await self._select(_open, 1)
-        return rows[0].envelope.order >> COUNTER_BITS if rows else 0
 
     async def purge(self, before: int, limit: int) -> int:
         def work() -> int:

@@ -17,7 +17,7 @@ import trio
 from yanchat.errors import NotAllowed, NotFound, StoreUnavailable, YanchatError
 from yanchat.model import ACKED, GIVEN_UP, OPEN, Envelope, MessageId, Node, OpenId, Row
 from yanchat.ports import Books
-from yanchat.protocol.books import Account, ByState, Doubt, Held, HeldAck, Story
+from yanchat.protocol.books import Account, ByState, Doubt, Held, HeldAck, Story, Waits
 from yanchat.protocol.frames import MAX_RECIPIENTS
 from yanchat.protocol.ids import COUNTER_BITS, order_from_message_id
 
@@ -42,6 +42,10 @@ _REQUESTED = """SELECT message_id, min(ord) FROM outbox WHERE sender = ? AND req
  ORDER BY 2 LIMIT ?"""
 _BY_STATE = f"""SELECT CASE WHEN moved_at > 0 THEN {_MOVED} ELSE rank END, adopted_at > 0, count(*) FROM outbox
  WHERE ord >= ? GROUP BY 1, 2"""
+_PENDING = (
+    f"SELECT count(*), coalesce(min(ord), 0) FROM outbox INDEXED BY open_messages WHERE rank = {OPEN} AND moved_at = 0"
+)
+_UNTOLD = "SELECT count(*) FROM outbox INDEXED BY untold_notices WHERE rank > told AND moved_at = 0"
 _DOUBTS = {
     "open, though it was settled once": f"""SELECT message_id, recipient FROM outbox INDEXED BY open_messages
  WHERE rank = {OPEN} AND moved_at = 0 AND settled_at > 0""",
@@ -71,6 +75,9 @@ class FileBooks(Books):
     async def account(self, since: int = 0) -> Account:
         return await self._read(lambda db: _account(db, since))
 
+    async def waits(self) -> Waits:
+        return await self._read(_waits)
+
     async def held(self, after: int, since: int, limit: int) -> list[Held]:
         values = (after, since << COUNTER_BITS, limit)
         return await self._read(lambda db: list(map(_held, db.execute(_HELD, values))))
@@ -87,6 +94,11 @@ class FileBooks(Books):
                 return work(connection)
 
         return await trio.to_thread.run_sync(read, abandon_on_cancel=True, limiter=_threads)
+
+
+def _waits(db: apsw.Connection) -> Waits:
+    ((pending, oldest),), ((untold,),) = db.execute(_PENDING), db.execute(_UNTOLD)
+    return Waits(int(pending), int(untold), int(oldest) >> COUNTER_BITS)
 
 
 def _story(db: apsw.Connection, message_id: MessageId) -> Story:

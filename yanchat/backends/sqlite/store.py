@@ -35,7 +35,6 @@ _WAITING = """SELECT sender, recipient, count(*) FROM outbox WHERE rank = 0 AND 
  GROUP BY recipient, sender"""
 _OLD = """WHERE ord IN (SELECT ord FROM outbox INDEXED BY open_messages WHERE rank = 0 AND moved_at = 0 AND ord < ?
  ORDER BY ord LIMIT ?) ORDER BY ord"""
-_OLDEST = "SELECT coalesce(min(ord) >> 16, 0) FROM outbox INDEXED BY open_messages WHERE rank = 0 AND moved_at = 0"
 _LONG_UNTOLD = "INDEXED BY untold_notices WHERE rank > told AND moved_at = 0 AND settled_at < ? ORDER BY ord LIMIT ?"
 
 
@@ -132,9 +131,6 @@ class Store(Outbox, Inbox):
 
     async def totals(self) -> Totals:
         return await self._read(counters.totals)
-
-    async def oldest_pending(self) -> int:
-        return await self._read(lambda db: next(int(at) for (at,) in db.execute(_OLDEST)))
 
     async def purge(self, before: int, limit: int) -> int:
         return await self._lane.run(lambda db: rows.purge(db, before, limit))
