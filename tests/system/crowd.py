@@ -52,6 +52,8 @@ def enter(url: str, openid: str, **more: int) -> Raw:
 
 
 class Crowd:
+    """Each kind of client is a thread; `done` counts what they did."""
+
     def __init__(self, url: str) -> None:
         self.url = url
         self.stop, self.done = threading.Event(), Counter[str]()
@@ -99,23 +101,24 @@ class Crowd:
 
     def slow_writers(self, count: int) -> None:
         """A byte now and then: half of them of a request, half of a frame."""
-        frame = text(send("nobody", "x" * 300))
+        words = text(send("nobody", "x" * 300))
         with ExitStack() as clients:
             new = [clients.enter_context(Raw(self.url)) for _ in range(count)]
             old = [clients.enter_context(enter(self.url, f"slow-{n}")) for n in range(count)]
+            request = new[0].request("slow")
             for at in itertools.count():
-                for client, said in ((client, new[0].request("slow")) for client in new):
+                for client in new:
                     with suppress(OSError):  # it has had its time
-                        client.say(said[at : at + 1])
+                        client.say(request[at : at + 1])
                 for client in old:
-                    client.say(frame[at % len(frame) :][:1])
+                    client.say(words[at % len(words) :][:1])
                 self.done["slow writers"] += 2 * count
                 if self.stop.wait(0.05):
                     break
 
     def half_open(self) -> None:
         """Ten thousand handshakes that do not go on, from eight addresses."""
-        address, half = urlsplit(self.url), Raw.request(None, "half")[:90]  # type: ignore[arg-type]
+        address, half = urlsplit(self.url), b"GET /ws?openid=half HTTP/1.1\r\nHost: x\r\nUpgrade: webso"
         with ExitStack() as clients:
             for n in range(HALF_OPEN):
                 client = clients.enter_context(socket.socket())

@@ -1,4 +1,4 @@
-"""A crowd of hostile clients at one node: a normal pair is served all the while, and what the crowd took is given back."""
+"""A crowd of hostile clients at one node: a normal pair is served all the while, and what they took is given back."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_normal_pair_is_served_in_a_crowd_of_hostile_clients(gate: Gate) -> No
             assert [what for what in crowd.done if what.startswith("failed")] == []
             assert len(crowd.done) == 7, crowd.done
             assert most > HALF_OPEN / 2
-            assert median(under) < 15 * peace
+            assert median(under) < 25 * peace
             wait_until(lambda: gate.sockets() <= sockets, "all of the crowd have been let go")
             memory.append(gate.resident())
     assert memory[1] - memory[0] < 64 << 20, "what a crowd costs at most"
