@@ -29,11 +29,11 @@ class Held:
 def locked(directory: Path, otherwise: str) -> Iterator[Held]:
     """Hold the directory for this process alone; the kernel lets go of it when the process ends, however.
 
-    It is made when it is not there, and removed again when the body raises before it has set `keep`. Another process
+    It is made when it is not there, and removed again when the body fails before it has set `keep`. Another process
     holds it: AddressTaken, with the sentence `otherwise`.
     """
     try:
-        held = Held(made=not directory.exists())
+        there = directory.exists()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -43,11 +43,22 @@ def locked(directory: Path, otherwise: str) -> Iterator[Held]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise AddressTaken(otherwise) from None
+        if not _is_open_here(lock, directory / "lock"):  # who held it before us has just removed it
+            raise AddressTaken(otherwise)
+        held = Held(made=not there and os.listdir(directory) == ["lock"])  # nobody else has been here meanwhile
         try:
             yield held
-        except BaseException:
+        except Exception:
             if not held.keep:
                 shutil.rmtree(directory, ignore_errors=True)
             raise
     finally:
         os.close(lock)
+
+
+def _is_open_here(fd: int, path: Path) -> bool:
+    """Whether the file that is open is the one that stands there."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False

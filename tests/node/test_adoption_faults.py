@@ -11,10 +11,11 @@ import trio
 from msgspec.structs import replace
 
 from tests.node.adopting import adopt, left_behind, settled, the_only_row
-from tests.node.cluster import EPOCH_MS, Client, greeted, open_cluster
+from tests.node.cluster import EPOCH_MS, Client, Cluster, RunningNode, greeted, open_cluster
 from yanchat.adoption import ANSWERED_WITHIN
+from yanchat.backends.memory import MemoryStore
 from yanchat.config import RedeliverySettings
-from yanchat.errors import Unreachable
+from yanchat.errors import AddressTaken, Unreachable
 from yanchat.model import ACKED, OPEN, Envelope, Node, Totals
 from yanchat.ports import RowFilter
 from yanchat.protocol.ids import message_id_from_order
@@ -340,3 +341,28 @@ async def test_whatever_dies_when_nothing_is_lost(seed: int, autojump_clock: obj
             assert len(ids) == 1, f"{text} from {user} to {to}"
             assert (ids.pop(), to, 200) in {told for c in clients[user] for told in c.told}, f"{user} of {text}"
         assert not await cluster.stores["n1"].movable(0, 9)
+
+
+async def test_a_node_that_may_not_hold_the_address_adopts_nothing(autojump_clock: object) -> None:
+    """It reads the topic before it knows; and when it ends, its new directory goes with it."""
+    async with open_cluster("n1", "n2") as cluster:
+        await left_behind(cluster, "hello")
+        cluster.nodes["n2"].crash()
+        cluster.stores["n2"] = MemoryStore("put up anew")
+        late = RunningNode(cluster, "n2")
+        late.registry.takes = 1.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_nobody_answers, cluster)
+            with pytest.RaisesGroup(AddressTaken, flatten_subgroups=True, allow_unwrapped=True):
+                await cluster.nursery.start(late.live)
+        assert await late.store.totals() == Totals()
+        assert len(await cluster.stores["n1"].movable(0, 9)) == 1
+        await trio.sleep(15)
+        await cluster.start("n2")
+        await adopt(cluster)
+        assert await cluster.stores["n2"].totals() == Totals(pending=1, adopted=1)
+
+
+async def _nobody_answers(cluster: Cluster) -> None:
+    with pytest.RaisesGroup(Unreachable, flatten_subgroups=True, allow_unwrapped=True):
+        await adopt(cluster)

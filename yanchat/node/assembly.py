@@ -82,7 +82,6 @@ class Assembly(NamedTuple):
                 self.acks.keep_publishing,
                 self.intake.run,
                 self.repeats.run,
-                self.adoption.run,
                 self.loads.run,
                 self.looks.run,
                 self.claims.run,
@@ -95,6 +94,7 @@ class Assembly(NamedTuple):
                 nursery.start_soon(part)
             await self.lease.joined.wait()
             task_status.started()
+            nursery.start_soon(self.adoption.run)  # who may not hold the address must not answer for others' rows
 
     def apply(self, limits: LimitSettings) -> None:
         """Hold what comes from now on to other limits."""
