@@ -171,3 +171,28 @@ async def test_whatever_the_window_nothing_is_read_again_and_again(
             bob.ack(message)
         await ann.until(lambda ann: len(ann.told) == 600, within=1000)
         assert list(dict.fromkeys(bob.texts)) == [f"{number:03}" for number in range(600)]
+
+
+async def test_limits_that_rise_while_a_mailbox_is_read_leave_no_row_on_disk(autojump_clock: object) -> None:
+    """It was read up to the old bound: that the new one has room does not mean that there was no more."""
+    async with open_cluster("n1", limits=LimitSettings(window=4)) as cluster:
+        ann = await cluster.nodes["n1"].login("ann")
+        await greeted(ann)
+        for number in range(40):
+            ann.write("bob", str(number))
+        await ann.until(lambda ann: len(ann.receipts) == 40)
+        await trio.sleep(1)
+        cluster.nodes["n1"].crash()
+        n1 = await cluster.start("n1")
+        read = n1.store.open_rows
+
+        async def read_slowly(*what: Any) -> list[Row]:
+            rows = await read(*what)
+            await trio.sleep(1)
+            return rows
+
+        n1.store.open_rows = read_slowly  # type: ignore[method-assign]
+        bob = await n1.login("bob")
+        await trio.sleep(0.5)
+        n1.work.apply(LimitSettings(window=64))
+        await bob.until(lambda bob: len(bob.texts) == 40, within=30)

@@ -82,8 +82,9 @@ class Loads:
                 self._mailboxes.nudge(openid)
 
     async def _load(self, openid: OpenId, name: Tray, tray: TrayRows, failed: list[TrayRows]) -> None:
+        held = tray.held  # a reload may change it meanwhile
         try:
-            rows = await self._outbox.open_rows(openid, name, *tray.held)
+            rows = await self._outbox.open_rows(openid, name, *held)
         except StoreUnavailable as error:
             structlog.get_logger().warning("mailbox.load_failed", error=str(error))
             self._counters.store_failed += 1
@@ -91,7 +92,7 @@ class Loads:
             return
         items = self._mailboxes.items
         found = [items.get(row.envelope.key) or Item.read(row, self._sent_before(row)) for row in rows]
-        for item in tray.end_load(found):
+        for item in tray.end_load(found, held):
             items[item.key] = item
 
     def _sent_before(self, row: Row) -> bool:

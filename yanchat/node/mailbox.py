@@ -177,8 +177,8 @@ class TrayRows:
     def start_load(self) -> None:
         self.loading, self.missed, self.left = True, False, set()
 
-    def end_load(self, items: Sequence[Item]) -> list[Item]:
-        """Merge what was read, oldest first, up to what is held; the items that are new here."""
+    def end_load(self, items: Sequence[Item], asked: Bounds) -> list[Item]:
+        """Merge what was read, oldest first, of at most as many as were asked for; the items that are new here."""
         new = [item for item in items if item.envelope.order not in self.rows and item.envelope.order not in self.left]
         last_in_flight = max((order for order, item in self.rows.items() if item.sent), default=0)
         self.mixed |= any(item.envelope.order < last_in_flight for item in new)
@@ -187,7 +187,7 @@ class TrayRows:
             self.size += len(item.envelope.text)
         self.rows = dict(sorted(self.rows.items()))
         read = sum(len(item.envelope.text) for item in items)
-        self.complete = not self.missed and self.held.has_room(len(items), read)
+        self.complete = not self.missed and asked.has_room(len(items), read)
         self.loading, self.left, self.changed = False, set(), True
         return new
 
