@@ -1,4 +1,4 @@
-"""A node's directory: held by one process, and removed behind a start that came to nothing only when nothing is in it."""
+"""A node's directory: one process holds it; a start that came to nothing removes it, if nothing is in it."""
 
 from __future__ import annotations
 
