@@ -10,7 +10,7 @@ from tests.node import test_adoption as calm
 from tests.node import test_adoption_faults as faults
 from tests.node.mutation import Mutation, left_out
 from yanchat import adoption as run
-from yanchat.node import adoption, loads, mailbox, mailboxes, sweep
+from yanchat.node import adoption, loads, mailboxes, sweep, tray
 
 RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
     "no-catch-up": (
@@ -61,7 +61,7 @@ RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
     "window-upset": (
         calm.test_older_rows_come_before_those_in_flight_without_upsetting_the_window,
         Mutation(
-            mailbox,
+            tray,
             "                self.changed |= self.mixed\n",
             "",
             "rows in flight behind older ones are counted as within the window",

@@ -12,7 +12,7 @@ from tests.node.cluster import greeted, is_push, open_cluster, pushes
 from tests.node.mutation import Mutation, left_out
 from yanchat.backends.memory import registry as memory_registry
 from yanchat.model import Node, OpenId
-from yanchat.node import assembly, claims, delivery, hub, intake, lease, looks, mailbox, mailboxes
+from yanchat.node import assembly, claims, delivery, hub, intake, lease, looks, mailboxes, tray
 from yanchat.protocol.records import Pull
 
 
@@ -254,7 +254,7 @@ RULES = {
     "overtake": Rule(
         newer_messages_queue_behind_older_ones,
         Mutation(
-            mailbox,
+            tray,
             "if self.complete and not self.loading and self.held.has_room(len(self.rows), self.size):",
             "if True:",
             "a row is sent at once even if older rows of its recipient still wait",

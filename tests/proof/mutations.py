@@ -6,7 +6,7 @@ from typing import Final
 
 from tests.node.mutation import Mutation
 from tests.node.test_rules import RULES
-from yanchat.node import acks, delivery, hub, lease, mailbox, reception, serving
+from yanchat.node import acks, delivery, hub, lease, reception, serving, tray
 
 MUTATIONS: Final[dict[str, Mutation]] = {
     "receipt-before-commit": RULES["receipt-first"].mutation,
@@ -23,7 +23,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         "a batch of the bus is committed before what it said is on disk",
     ),
     "drop-when-full": Mutation(
-        mailbox,
+        tray,
         "            return True\n        self.miss()\n        return False\n",
         "            return True\n        return False\n",
         "a row for which a mailbox has no place in memory is forgotten there",

@@ -12,9 +12,9 @@ from yanchat.errors import StoreUnavailable
 from yanchat.model import ACKED, OPEN, AckEntry, Key, MessageId, Node
 from yanchat.node.hub import Hub, Session
 from yanchat.node.ledger import AGAIN_AFTER, Ledger
-from yanchat.node.mailbox import Item
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.storing import hang_up
+from yanchat.node.tray import Item
 from yanchat.ports import Bus, Clock, Inbox, Outbox
 from yanchat.protocol import frames
 from yanchat.protocol.frames import Dates

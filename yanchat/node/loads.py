@@ -9,8 +9,9 @@ from yanchat.config import LimitSettings
 from yanchat.errors import StoreUnavailable
 from yanchat.model import OpenId, Row
 from yanchat.node.ledger import AGAIN_AFTER, Ledger
-from yanchat.node.mailbox import Item, Mailbox, TrayRows, window_of
+from yanchat.node.mailbox import Mailbox
 from yanchat.node.mailboxes import Mailboxes
+from yanchat.node.tray import Item, TrayRows, window_of
 from yanchat.ports import Outbox, Tray
 from yanchat.telemetry import Counters
 

@@ -14,8 +14,9 @@ from yanchat.errors import RegistryUnavailable
 from yanchat.model import OPEN, Node, OpenId, Place, Row, SessionId, SessionRecord
 from yanchat.node.ledger import Ledger
 from yanchat.node.loads import Loads
-from yanchat.node.mailbox import Item, Mailbox
+from yanchat.node.mailbox import Mailbox
 from yanchat.node.mailboxes import GRACE, Mailboxes
+from yanchat.node.tray import Item
 from yanchat.ports import Bus, Clock, Registry
 from yanchat.protocol.records import Push, Record, Tell
 from yanchat.protocol.retry import RetryPolicy

@@ -15,7 +15,8 @@ from yanchat.config import LimitSettings
 from yanchat.model import ACKED, OPEN, Envelope, Key, Node, OpenId, Place, Row
 from yanchat.node.backlog import Backlog
 from yanchat.node.hub import Hub
-from yanchat.node.mailbox import Item, Mailbox, held_of
+from yanchat.node.mailbox import Mailbox
+from yanchat.node.tray import Item, held_of
 from yanchat.ports import Tray
 from yanchat.telemetry import Counters
 

@@ -9,7 +9,7 @@ from yanchat.errors import StoreUnavailable
 from yanchat.model import OPEN, Key, Node
 from yanchat.node.hub import Session
 from yanchat.node.ledger import Ledger
-from yanchat.node.mailbox import Item
+from yanchat.node.tray import Item
 from yanchat.ports import Clock, Outbox
 from yanchat.protocol.frames import Dates
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from yanchat.model import ACKED, GIVEN_UP, OPEN, Key, Node, Row, Step
 from yanchat.node.hub import Session
 from yanchat.node.ledger import Ledger
-from yanchat.node.mailbox import Item
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.serving import Serving
+from yanchat.node.tray import Item
 from yanchat.ports import Bus, Clock, Outbox
 from yanchat.protocol.records import Acked, Arrived, Gone, Record, Told
 from yanchat.telemetry import Counters
