@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from tests.contracts.examples import BOB, HERE, THERE, message
 from tests.services import KafkaBroker
+from yanchat.backends.kafka import outgoing
 from yanchat.backends.kafka.bus import KafkaBus, open_bus
 from yanchat.config import KafkaSettings
 from yanchat.errors import BusUnavailable, ConfigError, YanchatError
@@ -364,6 +365,25 @@ async def test_after_the_message_timeout_a_record_counts_as_lost_and_others_go_o
         with trio.fail_after(PATIENCE):
             while pull(3) not in (await anext(batches)).records:
                 pass
+
+
+async def test_brokers_that_say_nothing_are_counted_long_before_a_record_is_given_up(
+    kafka_broker: KafkaBroker, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So somebody is woken while it lasts; the record is stored all the same when they are back."""
+    monkeypatch.setattr(outgoing, "SILENT_AFTER", 0.5)
+    answers: list[bool] = []
+    counters = Counters()
+    wanted = settings(kafka_broker.brokers, prefix)
+    async with open_bus(wanted, HERE, 1 << 16, counters) as bus, bus.subscribe("message"):
+        kafka_broker.pause()
+        try:
+            bus.publish(HERE, [pull(1)], answers.append)
+            await until(lambda: counters.bus_failed >= 2)
+            assert not answers
+        finally:
+            kafka_broker.resume()
+        await until(lambda: answers == [True])
 
 
 async def test_fatal_errors_that_repeat_end_the_bus(kafka_broker: KafkaBroker, prefix: str) -> None:

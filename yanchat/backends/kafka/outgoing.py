@@ -24,6 +24,8 @@ from yanchat.errors import BusUnavailable
 POLL_SECONDS: Final = 0.1
 FATAL_AT_MOST, FATAL_WITHIN = 3, 60.0
 CLOSED_WITHIN: Final = 1.0
+SILENT_AFTER: Final = 10.0
+"""Seconds without a word from the brokers on what is under way, after which it counts as a failure, again and again."""
 Sent = tuple[str, str | None, bytes, dict[str, str | bytes | None]]
 """Topic, key, value and headers of one record."""
 
@@ -47,6 +49,9 @@ class Outgoing:
         self._reports: deque[tuple[_Parcel | None, KafkaError | None]] = deque()
         self._sent, self._reported = 0, 0
         """Records, counted by the loop and by the thread."""
+        self._heard, self._heard_at = 0, time.monotonic()
+        """What `_reported` was when it last moved, or nothing was under way; and when that was."""
+        self._unheard = False
         self._wake, self._idle = trio.Event(), trio.Event()
         self._flushing = False
         self._closing = False
@@ -102,6 +107,10 @@ class Outgoing:
             for reason, records in failures.items():
                 structlog.get_logger().warning("bus.not_stored", reason=reason, records=records)
                 self._failed(reason)
+            if self._unheard:
+                self._unheard = False
+                structlog.get_logger().warning("bus.silent", for_s=SILENT_AFTER, records=self._sent - self._reported)
+                self._failed("no broker answers")
             if self._sent == self._reported:
                 self._idle.set()
             if self._given_up is not None:
@@ -147,6 +156,16 @@ class Outgoing:
             self._on_error(exception.args[0])
         if self._fatal is not None:
             self._replace(self._fatal)
+        self._listen()
+
+    def _listen(self) -> None:
+        """librdkafka itself gives a record up only after minutes (`message.timeout.ms`)."""
+        now = time.monotonic()
+        if self._reported == self._sent or self._reported != self._heard:
+            self._heard, self._heard_at = self._reported, now
+        elif now - self._heard_at > SILENT_AFTER:
+            self._heard_at, self._unheard = now, True
+            self._tell()
 
     def _tell(self) -> None:
         with suppress(trio.RunFinishedError):
