@@ -165,7 +165,7 @@ def test_what_is_not_delivered_in_time_ends_with_4_and_is_kept(node: RunningNode
 def test_a_person_is_told_who_is_waited_for(node: RunningNode, bob: str) -> None:
     """On a terminal that shows nothing for a second one would wonder; a program gets its outcome, and no words."""
     with running("send", f"{bob},cid", "hi", state=node.state) as sender:
-        assert read_line(sender, of_stderr=True) == f"Accepted; waiting for {bob}, cid to come.\n"
+        assert read_line(sender, of_stderr=True) == f"Accepted; waiting for {bob}, cid.\n"
         assert [message["text"] for message in receive(node, bob, 1)] == ["hi"]
         assert read_line(sender).startswith(f"delivered to {bob}")
     assert call("send", bob, "ho", "--timeout", "3", "--json", state=node.state).stderr == ""

@@ -167,7 +167,7 @@ class _Outcomes:
         """Tell a person why nothing happens."""
         if self._call.out.form == "person":
             more = f" and {len(recipients) - SHOWN} more" if len(recipients) > SHOWN else ""
-            note(f"Accepted; waiting for {', '.join(recipients[:SHOWN])}{more} to come.")
+            note(f"Accepted; waiting for {', '.join(recipients[:SHOWN])}{more}.")
 
     def cut_off(self, error: BaseException, left: Sequence[Outcome]) -> None:
         """The call ends before these have their outcomes: what is known of them, for a person in a few lines."""

@@ -167,7 +167,7 @@ class Sending:
 
     def _give_up(self, request: _Request) -> None:
         if request.request_id not in self._waiting:
-            error = "it is stored, and will be delivered when its recipient comes."
+            error = "it is stored, and will be delivered when its recipient can be reached."
             self._end(request, "accepted", error, late=True)
         else:
             again = f"--as {self._sender} --request-id {request.request_id}"
