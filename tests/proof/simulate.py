@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -64,19 +65,22 @@ def quiet() -> None:
 
 
 def simulate(seeds: Sequence[int], jobs: int, calm: bool | None) -> int:
-    """Run seeds and print what failed."""
-    began, failed, messages = time.monotonic(), [], 0
-    for done, result in enumerate(results(seeds, jobs, calm), 1):
-        messages += result.messages
-        if result.problems:
-            failed.append(result.seed)
-            _show(result, calm)
-        if sys.stderr.isatty():
-            print(f"\r{done} of {len(seeds)} ", end="", file=sys.stderr, flush=True)
+    """Run seeds and print what failed; Ctrl-C ends it, and says what was run until then."""
+    began, failed, messages, done = time.monotonic(), [], 0, 0
+    try:
+        for done, result in enumerate(results(seeds, jobs, calm), 1):
+            messages += result.messages
+            if result.problems:
+                failed.append(result.seed)
+                _show(result, calm)
+            if sys.stderr.isatty():
+                print(f"\r{done} of {len(seeds)} ", end="", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        pass
     took = time.monotonic() - began
     print(
-        f"{len(seeds)} seeds, {messages} messages receipted, {len(failed)} seeds failed;"
-        f" {took:.0f} s, {len(seeds) / took:.1f} seeds/s"
+        f"{done} seeds, {messages} messages receipted, {len(failed)} seeds failed;"
+        f" {took:.0f} s, {done / took:.1f} seeds/s"
     )
     if failed:
         print(f"failed: {' '.join(map(str, sorted(failed)))}")
@@ -173,4 +177,5 @@ def _seeds(text: str) -> range:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     sys.exit(main())
