@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -50,13 +51,18 @@ def results(seeds: Sequence[int], jobs: int, calm: bool | None) -> Iterator[Resu
     if jobs == 1:
         yield from (run_seed(seed, calm) for seed in seeds)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, initializer=quiet) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, initializer=_begin_worker) as pool:
         work = [(seed, calm) for seed in seeds]
         yield from pool.imap_unordered(_run_seed, work, chunksize=4)
 
 
 def _run_seed(work: tuple[int, bool | None]) -> Result:
     return run_seed(*work)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it, between two seeds
+    quiet()
 
 
 def quiet() -> None:
@@ -66,17 +72,16 @@ def quiet() -> None:
 
 def simulate(seeds: Sequence[int], jobs: int, calm: bool | None) -> int:
     """Run seeds and print what failed; Ctrl-C ends it, and says what was run until then."""
-    began, failed, messages, done = time.monotonic(), [], 0, 0
-    try:
-        for done, result in enumerate(results(seeds, jobs, calm), 1):
-            messages += result.messages
-            if result.problems:
-                failed.append(result.seed)
-                _show(result, calm)
-            if sys.stderr.isatty():
-                print(f"\r{done} of {len(seeds)} ", end="", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        pass
+    began, failed, messages, done, stop = time.monotonic(), [], 0, 0, _stop_when_told()
+    for done, result in enumerate(results(seeds, jobs, calm), 1):
+        messages += result.messages
+        if result.problems:
+            failed.append(result.seed)
+            _show(result, calm)
+        if sys.stderr.isatty():
+            print(f"\r{done} of {len(seeds)} ", end="", file=sys.stderr, flush=True)
+        if stop.is_set():
+            break
     took = time.monotonic() - began
     print(
         f"{done} seeds, {messages} messages receipted, {len(failed)} seeds failed;"
@@ -85,6 +90,19 @@ def simulate(seeds: Sequence[int], jobs: int, calm: bool | None) -> int:
     if failed:
         print(f"failed: {' '.join(map(str, sorted(failed)))}")
     return FAILED if failed else 0
+
+
+def _stop_when_told() -> threading.Event:
+    """Set by the first SIGINT or SIGTERM, between two seeds: trio is not to be interrupted. A second ends it."""
+    stop = threading.Event()
+
+    def tell(number: int, _: object) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, tell)
+    signal.signal(signal.SIGTERM, tell)
+    return stop
 
 
 def _show(result: Result, calm: bool | None = None) -> None:
@@ -177,5 +195,4 @@ def _seeds(text: str) -> range:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     sys.exit(main())
