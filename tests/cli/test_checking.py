@@ -21,6 +21,7 @@ from tests.cli.terminal import on_terminal
 from tests.contracts.examples import ANN, BOB, CID, HERE, THERE, node, session
 from tests.running import RunningNode
 from tests.system.test_cluster import settings
+from yanchat import names
 from yanchat.backends.redis.registry import open_registry
 from yanchat.backends.sqlite.store import open_store
 from yanchat.cli import repair
@@ -129,6 +130,15 @@ def test_nodes_and_sessions_are_read_with_no_node_running(file: Path, server: re
     assert [one["openid"] for one in ask("clients", *shared, "--node", HERE)] == [ANN, BOB]
     assert [one["node"] for one in ask("clients", *shared, "--openid", BOB)] == [HERE, THERE]
     assert ask("servers", "--check", *shared) == []
+
+
+def test_what_nobody_knows_of_a_dead_node_is_left_out(file: Path, prefix: str, server: redis.Redis) -> None:
+    """Its record has lapsed: there is no word of when it was started, so none is made up."""
+    server.delete(names.node_key(THERE, prefix))
+    (dead,) = (one for one in json.loads(quick("servers", "--json", "--config", file).stdout) if one["node"] == THERE)
+    assert (dead["state"], dead["started_at"]) == ("dead", None)
+    (row,) = (line for line in quick("servers", "--config", file).stdout.splitlines() if line.startswith(THERE))
+    assert row.count("ago") == 1, row
 
 
 def spoil_redis(server: redis.Redis, prefix: str) -> None:

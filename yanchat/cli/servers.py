@@ -70,7 +70,8 @@ async def _rows(registry: Registry) -> list[dict[str, Any]]:
             "state": record.state,
             "sessions": record.sessions,
             "heartbeat_age_s": round(record.age, 1),
-            "started_at": record.started_at,
+            # of a node that has died Redis knows hardly more than the name
+            "started_at": record.started_at or None,
             "incarnation": record.incarnation,
             "version": record.version,
         }
