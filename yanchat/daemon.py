@@ -21,6 +21,7 @@ from yanchat import __version__, failpoint
 from yanchat.admin.control import Control
 from yanchat.admin.server import serve_admin
 from yanchat.admin.tcp import Tcp, open_tcp
+from yanchat.allocator import give_back_memory
 from yanchat.backends import open_backends
 from yanchat.backends.sqlite.store import Store, open_store
 from yanchat.config import LogSettings, Settings
@@ -190,6 +191,7 @@ async def _run(it: _Running, admin_socket: Path, ready: Callable[[str], None]) -
                 structlog.get_logger().info("node.ready", node=it.work.node, url=it.places.url, version=__version__)
                 it.manager.tell(READY=1)
                 nursery.start_soon(keep_watch, it.manager, it.control.lanes, status)
+                nursery.start_soon(give_back_memory)
                 ready(it.places.url)
             await it.stopping.wait()
             if starting.cancelled_caught:  # it was told to stop while it waited for the registry or the bus

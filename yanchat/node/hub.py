@@ -107,7 +107,7 @@ class Session:
     def end(self) -> None:
         """The conversation is over; repeated calls do nothing."""
         if self.open:
-            self.open = False
+            self.open, self._waiting = False, None  # what waits refers to this, and would be freed late
             self._ears.ended(self)
 
     # -- called by the node --------------------------------------------------------------------------------------------
