@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.running import environment, finish, read_line, wait_until
+from yanchat.names import slug
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = re.findall(r"^\$ (.+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
@@ -65,10 +68,14 @@ def test_the_story_of_the_readme(home: Path) -> None:
         assert done.returncode == 0, f"{command}: {done.returncode} {done.stderr}"
         return done.stdout
 
-    def start(command: str) -> subprocess.Popen[str]:
+    @contextmanager
+    def start(command: str) -> Iterator[subprocess.Popen[str]]:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        words = command.split()
-        return subprocess.Popen(words, cwd=ROOT, env=env, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+        with subprocess.Popen(command.split(), cwd=ROOT, env=env, text=True, **pipes) as process:  # type: ignore[call-overload]
+            try:
+                yield process
+            finally:
+                process.kill()
 
     assert COMMANDS[:3] == [
         "python3 -m venv env",
@@ -77,7 +84,9 @@ def test_the_story_of_the_readme(home: Path) -> None:
     ]
     run(COMMANDS[0])
     run(f"env/bin/pip install --quiet {source}")
-    serve, listen, hello, *waiting, outbox, second, servers, clients, redeliver, configured = STORY
+    serve, listen, hello, one, two, three, outbox, four, trace, audit, *rest = STORY
+    second, servers, clients, redeliver, configured, doctor, top = rest
+    (push,) = (command.replace("127-0-0-1-8084", slug(listen_at)) for command in COMMANDS if "curl" in command)
     with start(serve) as node:
         assert url in read_line(node)
         with start(listen) as bob:
@@ -85,9 +94,15 @@ def test_the_story_of_the_readme(home: Path) -> None:
             assert "delivered to bob" in run(hello)
             assert "hello" in read_line(bob)
             finish(bob)
-        for command in waiting:
+        for command in (one, two, three):
             run(command)
         assert run(f"{outbox} --json").count('"pending"') == 3
+        run(four)
+        assert json.loads(run(f"{trace} --json"))[0]["event"] == "accepted"
+        assert json.loads(run(f"{audit} --json"))["balanced"] is True
+        first, again = (json.loads(run(push)) for _ in range(2))
+        assert first["absent"] == ["bob"]
+        assert [one["repeated"] for one in first["messages"] + again["messages"]] == [False, True]
         node.kill()
     with start(serve) as node:
         read_line(node)
@@ -97,11 +112,15 @@ def test_the_story_of_the_readme(home: Path) -> None:
             run(clients)
             run(redeliver)
             with start(listen) as bob:
-                for text in ("one", "two", "three"):
+                for text in ("one", "two", "three", "four", "your parcel is here"):
                     assert text in read_line(bob)
                 finish(bob)
             finish(other)
         finish(node)
     with start(configured) as node:
         assert url in read_line(node)
+        assert json.loads(run(f"{doctor} --json"))
+        with start(f"{top} --ndjson") as watching:
+            assert listen_at in read_line(watching)
+            finish(watching)
         finish(node)
