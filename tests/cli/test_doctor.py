@@ -167,6 +167,18 @@ def test_messages_that_others_may_read(node: RunningNode) -> None:
     assert "node.db" in examine(node.state, code=10)["permissions.state"]["detail"]
 
 
+@pytest.mark.parametrize("which", [".", "nodes"])
+def test_directories_in_which_others_may_replace_what_nodes_keep(which: str, node: RunningNode) -> None:
+    """That they may read the names in there does no harm."""
+    (node.state / which).chmod(0o755)
+    assert examine(node.state)["permissions.state"]["status"] == "ok"
+    (node.state / which).chmod(0o777)
+    found = examine(node.state, code=10)["permissions.state"]
+    assert str(node.state / which) in found["detail"]
+    subprocess.run(["sh", "-c", found["fix"]], check=True)
+    assert examine(node.state)["permissions.state"]["status"] == "ok"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user, which needs root")
 def test_files_of_two_users(node: RunningNode) -> None:
     """A node that was once started by hand as root."""

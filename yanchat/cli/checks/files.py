@@ -122,13 +122,8 @@ def state_files(state: Path) -> Finding:
         paths = list(_of_nodes(state))
     except PermissionError as error:
         return failure(_STATE, f"{error.filename} may not be looked into", "call this as the user that runs the nodes")
-    open_to_others = [path for path in paths if stat.S_IMODE(path.lstat().st_mode) & 0o077]
-    if open_to_others:
-        return failure(
-            _STATE,
-            f"others may use {_some(open_to_others)}, where messages are",
-            f"chmod -R go= {' '.join(str(path) for path in (state / 'nodes', state / 'cluster.db') if path.exists())}",
-        )
+    if exposed := _exposed(state, paths):
+        return exposed
     owners = {path.lstat().st_uid for path in paths}
     if len(owners) > 1:
         names = sorted(map(_user, owners))
@@ -142,6 +137,22 @@ def state_files(state: Path) -> Finding:
         owner = f", {_user(owners.pop())}" if owners else ""
         return failure(_STATE, f"{state} may not be written", f"call this as the user that runs the nodes{owner}")
     return ok(_STATE, f"{state} is its owner's alone")
+
+
+def _exposed(state: Path, paths: Iterable[Path]) -> Finding | None:
+    """What others may use, or replace; that they may read the names of nodes does no harm."""
+    open_to_others = [path for path in paths if stat.S_IMODE(path.lstat().st_mode) & 0o077]
+    if open_to_others:
+        return failure(
+            _STATE,
+            f"others may use {_some(open_to_others)}, where messages are",
+            f"chmod -R go= {' '.join(str(path) for path in (state / 'nodes', state / 'cluster.db') if path.exists())}",
+        )
+    writable = [path for path in (state, state / "nodes") if path.exists() and path.stat().st_mode & 0o022]
+    if writable:
+        fix = f"chmod go-w {' '.join(map(str, writable))}"
+        return failure(_STATE, f"others may put files of their own into {_some(writable)}", fix)
+    return None
 
 
 def _of_nodes(state: Path) -> Iterator[Path]:
