@@ -39,7 +39,7 @@ def token(
     nodes have its public keys only.
     """
     from yanchat.config.values import parse_duration
-    from yanchat.gateway.auth import MAX_NAME
+    from yanchat.gateway.user import MAX_NAME
     from yanchat.protocol.frames import check_openid
 
     try:

@@ -15,8 +15,8 @@ from websockets.http11 import Request
 
 from yanchat.config import LimitSettings, ProxySettings, Settings
 from yanchat.errors import Refused
-from yanchat.gateway.auth import Authenticator, User
 from yanchat.gateway.proxy import Proxies
+from yanchat.gateway.user import Authenticator, User
 
 PATH: Final = "/ws"
 DESCRIPTORS_KEPT: Final = 128

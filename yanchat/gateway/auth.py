@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
 
 from yanchat.config import AuthSettings
 from yanchat.errors import Refused
-from yanchat.model import OpenId
+from yanchat.gateway.user import MAX_NAME, Authenticator, User
 from yanchat.protocol.frames import check_openid
-
-MAX_NAME: Final = 128
-SUBPROTOCOL: Final = "yanchat.v1"
-BEARER: Final = "bearer."
-"""With this before it a token may be offered as a subprotocol: browsers can send no header fields of their own."""
-
-
-class User(NamedTuple):
-    openid: OpenId
-    name: str
-    expires: float = math.inf
-    """When the session must end, in seconds since 1970."""
-
-
-class Authenticator(Protocol):
-    """Says who asks, from the query and the header fields (names in lower case); raises Refused(400, 401 or 403)."""
-
-    def __call__(self, query: Mapping[str, Sequence[str]], headers: Mapping[str, str]) -> User: ...
 
 
 def trusting(query: Mapping[str, Sequence[str]], headers: Mapping[str, str]) -> User:

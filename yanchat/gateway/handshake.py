@@ -16,12 +16,13 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from yanchat.errors import Refused
-from yanchat.gateway import admission, auth
+from yanchat.gateway import admission
 from yanchat.gateway.admission import Admission
+from yanchat.gateway.user import SUBPROTOCOL as NAME
 from yanchat.model import OpenId
 from yanchat.node.hub import Outlet, Session
 
-SUBPROTOCOL: Final = Subprotocol(auth.SUBPROTOCOL)
+SUBPROTOCOL: Final = Subprotocol(NAME)
 LARGEST_HEAD: Final = 16384
 """Bytes of a request up to the empty line."""
 _END = re.compile(rb"\n\r?\n")

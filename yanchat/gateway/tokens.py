@@ -10,9 +10,9 @@ import jwt
 
 from yanchat.config import AuthSettings
 from yanchat.errors import Refused
-from yanchat.gateway.auth import BEARER, MAX_NAME, SUBPROTOCOL, User
 from yanchat.gateway.keys import Keys, read_keys
 from yanchat.gateway.renewed import Renewed, warn_of_readers
+from yanchat.gateway.user import BEARER, MAX_NAME, SUBPROTOCOL, User
 from yanchat.protocol.frames import check_openid
 
 HOW: Final = f"send Authorization: Bearer TOKEN, or offer the subprotocols {SUBPROTOCOL} and {BEARER}TOKEN"
