@@ -150,10 +150,21 @@ def test_help_does_not_show_what_is_in_the_environment(scene: Scene, command: st
     assert not any(part in done.stdout for part in (*parts(scene.token), PASSWORD))
 
 
-def test_settings_are_shown_without_passwords(tmp_path: Path, scene: Scene) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://chat:{PASSWORD}@127.0.0.1:1/0",
+        f"redis://chat:a@{PASSWORD}@127.0.0.1:1/0",
+        f"redis://chat@there:{PASSWORD}@127.0.0.1:1/0",
+        f"redis://chat:a/{PASSWORD}@127.0.0.1:1/0",
+        f"redis://127.0.0.1:1/0?db=1&password={PASSWORD}",
+        f"unix:///run/redis?password={PASSWORD}",
+    ],
+)
+def test_settings_are_shown_without_passwords(tmp_path: Path, scene: Scene, url: str) -> None:
     file = tmp_path / "yanchat.toml"
     file.write_text(
-        f'[redis]\nurl = "redis://chat:{PASSWORD}@127.0.0.1:1/0"\n'
+        f'[redis]\nurl = "{url}"\n'
         f'[kafka.librdkafka]\n"sasl.password" = "{PASSWORD}"\n"ssl.key.password" = "{PASSWORD}"\n'
     )
     for options in ((), ("--json",), ("--origin",)):

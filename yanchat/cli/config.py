@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from yanchat.config.load import Loaded
 
 HIDDEN: Final = "***"
-_PASSWORD = re.compile(r"(?<=://)([^/@]*?):[^@]*@")
+_PASSWORD = re.compile(r"(?<=://)([^:/]*:).*(?=@)|(password=)[^&#]*", re.IGNORECASE)
+"""In a URL: up to its last @, as whoever connects reads it, or among the options behind it."""
 _SECRET = re.compile(r"password|secret|token|jaas|\.pem$|credential", re.IGNORECASE)
 DEFAULT: Final = "default"
 INIT_FILE: Final = typer.Argument(
@@ -169,7 +170,7 @@ def _rows(loaded: Loaded) -> list[dict[str, Any]]:
                     )
                 continue
             if (section, key) == ("redis", "url"):
-                value = _PASSWORD.sub(rf"\1:{HIDDEN}@", value)
+                value = _PASSWORD.sub(rf"\1\2{HIDDEN}", value)
             rows.append(
                 {"key": f"{section}.{key}", "value": value, "text": write(section, key, value), "origin": where}
             )
