@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +20,11 @@ PATIENCE = 300.0
 """Seconds for what comes over the net."""
 
 
-def install(root: Path) -> Path:
-    """Run the script; the program that is current behind it."""
+def install(root: Path, **more: str) -> Path:
+    """Run the script, with these variables; the program that is current behind it."""
+    call = [ROOT / "scripts" / "install", "--root", root]
     done = subprocess.run(
-        [ROOT / "scripts" / "install", "--root", root], capture_output=True, text=True, timeout=PATIENCE, check=False
+        call, capture_output=True, text=True, timeout=PATIENCE, check=False, env={**os.environ, **more}
     )
     assert done.returncode == 0, done.stderr
     return (root / "opt/yanchat/current/bin/yanchat").resolve(strict=True)
@@ -98,6 +101,20 @@ def test_what_a_release_needs_is_in_it(root: Path) -> None:
         for link in (root / "opt/yanchat").glob("releases/*/lib/python*/site-packages/*")
         if "editable" in link.name
     ]
+
+
+def test_a_python_in_a_home_is_not_taken(root: Path, tmp_path: Path) -> None:
+    """As pyenv has it: the unit may not look into homes, and would not start. One of the system is taken."""
+    if subprocess.run(["/usr/bin/python3", "-c", "import ensurepip"], capture_output=True, check=False).returncode:
+        pytest.skip("the system has no Python that could be taken: apt-get install python3-venv")
+    shim = tmp_path / "python3.11"
+    shim.write_text(
+        f'#!/bin/sh\ncase "$2" in *base_prefix*) echo /root/.pyenv ;; *) exec {sys.executable} "$@" ;; esac\n'
+    )
+    shim.chmod(0o755)
+    install(root, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    home = (root / "opt/yanchat/current/pyvenv.cfg").read_text().splitlines()[0]
+    assert home == "home = /usr/bin"
 
 
 def test_a_wrong_call_is_answered_with_how_it_is_called() -> None:
