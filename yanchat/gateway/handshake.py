@@ -25,6 +25,8 @@ from yanchat.node.hub import Outlet, Session
 SUBPROTOCOL: Final = Subprotocol(NAME)
 LARGEST_HEAD: Final = 16384
 """Bytes of a request up to the empty line."""
+LONGEST_LINE: Final = 8190
+"""Bytes of one header field that `websockets` reads."""
 _END = re.compile(rb"\n\r?\n")
 _LINE = re.compile(rb"([A-Z]+) ([!-~]+) (HTTP/1\.[01])\r\n")
 _METHOD = re.compile(rb"[A-Z]+(?: |\Z)")
@@ -71,6 +73,8 @@ class Handshake:
         server.receive_data(received[: end.end()])
         request = next(iter(server.events_received()), None)
         if not isinstance(request, Request):
+            if max(map(len, received[: end.end()].split(b"\n"))) > LONGEST_LINE:
+                raise Refused(431, f"A header field has more than {LONGEST_LINE} bytes; send a shorter one (a token?).")
             raise _not_understood()
         try:
             user = self._admission.check(request, caller)
