@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import msgspec
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from yanchat.admin.answers import BadRequest, answer, message_id, number, openid, read_order
-from yanchat.model import MessageId, Node, OpenId, Row
+from yanchat.model import Key, MessageId, Node, OpenId, Row
 from yanchat.node.assembly import Assembly
 from yanchat.ports import Outbox, RowFilter
 from yanchat.protocol import frames
@@ -92,22 +93,25 @@ def row_routes(work: Assembly, outbox: Outbox) -> list[Route]:
         order = await read_order(request, Redeliver)
         if order.all == (order.to is not None or order.message_id is not None):
             raise BadRequest("Say either all, or to or message_id or both of these.")
-        rows = await _selected(outbox, order)
-        redelivered = 0
-        if not order.dry_run:
-            redelivered = work.mailboxes.replay([row.envelope.key for row in rows if row.state == "pending"])
-            redelivered += await work.looks.push_dead([row for row in rows if row.state == "expired"])
-        ids = list(dict.fromkeys(row.envelope.message_id for row in rows))
-        return answer(Redelivered(work.node, len(rows), redelivered, ids))
+        selected = redelivered = 0
+        pending: list[Key] = []
+        ids: dict[MessageId, None] = {}
+        async for rows in _selected(outbox, order):
+            selected += len(rows)
+            ids |= dict.fromkeys(row.envelope.message_id for row in rows)
+            if not order.dry_run:
+                pending += [row.envelope.key for row in rows if row.state == "pending"]
+                redelivered += await work.looks.push_dead([row for row in rows if row.state == "expired"])
+        redelivered += work.mailboxes.replay(pending)
+        return answer(Redelivered(work.node, selected, redelivered, list(ids)))
 
     return [Route("/outbox", list_rows), Route("/redeliver", redeliver, methods=["POST"])]
 
 
-async def _selected(outbox: Outbox, order: Redeliver) -> list[Row]:
-    """All rows that are meant, read in chunks by order."""
+async def _selected(outbox: Outbox, order: Redeliver) -> AsyncIterator[list[Row]]:
+    """All rows that are meant, in chunks by order: together their texts may be more than memory holds."""
     before = None if order.older_than_s is None else int((time.time() - order.older_than_s) * 1000)
     to, wanted = openid(order.to, "to"), message_id(order.message_id)
-    found: list[Row] = []
     after = 0
     while True:
         rows = await outbox.search(
@@ -120,9 +124,9 @@ async def _selected(outbox: Outbox, order: Redeliver) -> list[Row]:
                 limit=CHUNK,
             )
         )
-        found += rows
+        yield rows
         if len(rows) < CHUNK:
-            return found
+            return
         after = rows[-1].envelope.order
 
 
