@@ -267,18 +267,19 @@ async def stay_connected(
 ) -> None:
     """Hold a conversation, in a new session whenever one ends before it has returned; pauses with full jitter between.
 
-    `find` says at which URLs there are nodes now, and is asked anew each time; `lost` is told why a session ended. When
-    no node takes the first session, or one ends for good (`FINAL_CODES`), that error is raised.
+    `find` says at which URLs there are nodes now, and is asked anew each time; `lost` is told why a session ended
+    that is followed by another. When no node takes the first session, or one ends for good (`FINAL_CODES`), that error
+    is raised.
     """
     met, longest = False, FIRST_PAUSE
     while True:
         failure: YanchatError = Unreachable("No node runs; start one with `yanchat serve`.")
+        ended = False
         try:
             urls = await find()
         except Unreachable as error:
             urls, failure = (), error
         for url in urls:
-            ended = False
             try:
                 async with connect(url, openid, name, token) as client:
                     met = ended = True
@@ -288,10 +289,11 @@ async def stay_connected(
             except* Unreachable as group:
                 failure = _first_of(group)
             if ended:
-                lost(str(failure))
                 break
         if not met or (isinstance(failure, Disconnected) and failure.code in FINAL_CODES):
             raise failure
+        if ended:
+            lost(str(failure))
         await trio.sleep(random.uniform(0, longest))  # noqa: S311 - it only spreads load
         longest = min(longest * 2, LONGEST_PAUSE)
 

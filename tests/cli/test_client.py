@@ -10,7 +10,7 @@ import trio
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from yanchat.client import Disconnected, connect, stay_connected
+from yanchat.client import Client, Disconnected, connect, stay_connected
 from yanchat.errors import NotAllowed, Unreachable, UsageError
 
 HELLO = b'{"type":6,"params":{"openid":"ann","userName":"ann","sessionId":"n_ann_1","node":"n","pending":false}}'
@@ -49,6 +49,11 @@ async def say_nothing(stream: trio.SocketStream) -> None:
 
 async def hang_up(stream: trio.SocketStream) -> None:
     await stream.aclose()
+
+
+async def kick(stream: trio.SocketStream) -> None:
+    await stream.send_all(b"\x88\x02" + (4002).to_bytes(2, "big"))
+    await say_nothing(stream)
 
 
 async def test_a_ping_that_comes_while_the_client_closes_is_no_error(nursery: trio.Nursery) -> None:
@@ -146,6 +151,23 @@ async def test_a_conversation_goes_on_at_the_next_node_that_answers(nursery: tri
     await stay_connected(find, "ann", converse, lost=lost.append)
     assert asked == 2
     assert lost == ["The connection broke."]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_session_that_ends_for_good_is_not_followed_by_another(nursery: trio.Nursery) -> None:
+    """So nobody is told that it is; the error says why."""
+    url = await peer(nursery, kick)
+
+    async def find() -> list[str]:
+        return [url]
+
+    async def converse(client: Client) -> None:
+        await client.receive()
+
+    lost: list[str] = []
+    with pytest.raises(Disconnected, match="an operator has closed this session"):
+        await stay_connected(find, "ann", converse, lost=lost.append)
+    assert lost == []
     nursery.cancel_scope.cancel()
 
 
