@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.cli.calls import quick
 from tests.running import DEADLINE, RunningNode, call, command, environment, finish, read_line, running
 from yanchat.cli.sampling import quantile
+from yanchat.cli.top import picture
 
 KEYS = [
     "at",
@@ -176,6 +179,21 @@ def test_an_interval_that_cannot_be(interval: str) -> None:
 def test_quantiles_are_those_of_prometheus(values: dict[float, float], q: float, expected: float | None) -> None:
     """Linear within a bucket, as histogram_quantile."""
     assert quantile(values, q) == expected
+
+
+@pytest.mark.parametrize("width", [80, 100, 110, 120, 140])
+def test_no_number_is_cut_whatever_the_width(width: int) -> None:
+    """Columns that have no room are left out as a whole; half a number is a wrong one."""
+    shown = {key: 0.987 if key.endswith("_s") else 6543 for key in KEYS}
+    shown |= {key: 123.4 for key in KEYS if key.endswith("per_s")}
+    rows = [{**shown, "node": f"10.20.30.4{i}:8084", "state": "draining"} for i in range(2)]
+    rows.append({**shown, "node": "all", "state": "2 draining"})
+    console = Console(width=width, file=io.StringIO())
+    console.print(picture(rows, [], [1.0], width))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert "PENDING" in text
+    assert ("REFUSED/s" in text) == (width >= 140)
 
 
 # -- for people --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from yanchat.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from yanchat.cli.sampling import Sampler
 
@@ -36,7 +37,7 @@ class Column(NamedTuple):
     key: str
     show: Callable[[Any], str]
     narrow: bool = True
-    """Whether it is there on a terminal of 80 columns, too."""
+    """Whether it is there on a terminal where not all have room, too."""
 
 
 def _count(value: float) -> str:
@@ -64,7 +65,10 @@ COLUMNS: Final = (
     Column("OLDEST", "oldest_pending_age_s", lambda age: span(age) if age else "-"),
     Column("LAG", "lag", _count, narrow=False),
 )
-WIDE: Final = 110
+_NUMBER: Final = 6
+"""Columns that most numbers need, so that the table is as wide in the next look."""
+_ANY: Final = 1000
+"""More columns than any terminal has."""
 PLAIN: Final[Columns] = tuple((column.heading, column.key) for column in COLUMNS)
 CELLS: Final[Cells] = {column.key: column.show for column in COLUMNS}
 
@@ -130,20 +134,13 @@ async def _watch(out: Output, sampler: Sampler, interval: float) -> None:
 
 def picture(rows: Sequence[Row], silent: Sequence[str], seen: Sequence[float], width: int) -> RenderableType:
     """What a person sees."""
-    from rich.console import Group
-    from rich.table import Table
+    from rich.console import Console, Group
     from rich.text import Text
 
     total = rows[-1]
-    columns = [column for column in COLUMNS if column.narrow or width >= WIDE]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column.heading, justify="left" if column.key in {"node", "state"} else "right", no_wrap=True)
-    for row in rows if len(rows) > 2 else rows[:-1]:  # one node is all
-        style = "bold" if row is total else ""
-        table.add_row(
-            *(Text(_shown(column, row), _style(column.key, row[column.key])) for column in columns), style=style
-        )
+    table = _table(COLUMNS, rows, 2)
+    if Console(width=_ANY).measure(table).maximum > width:
+        table = _table([column for column in COLUMNS if column.narrow], rows, 1)
     head = Text.assemble(
         (time.strftime("%H:%M:%S"), "dim"),
         f"  {total['state']}, {_some(total['sessions'])} session{'s' * (total['sessions'] != 1)},"
@@ -152,6 +149,25 @@ def picture(rows: Sequence[Row], silent: Sequence[str], seen: Sequence[float], w
         (f" {_count(seen[-1])} delivered a second" if seen else " …", "cyan"),
     )
     return Group(head, Text(), table, *(Text(why, "yellow", overflow="fold") for why in silent))
+
+
+def _table(columns: Sequence[Column], rows: Sequence[Row], gap: int) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    total = rows[-1]
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    for column in columns:
+        left = column.key in {"node", "state"}
+        table.add_column(
+            column.heading, justify="left" if left else "right", no_wrap=True, min_width=None if left else _NUMBER
+        )
+    for row in rows if len(rows) > 2 else rows[:-1]:  # one node is all
+        style = "bold" if row is total else ""
+        table.add_row(
+            *(Text(_shown(column, row), _style(column.key, row[column.key])) for column in columns), style=style
+        )
+    return table
 
 
 def _some(value: float | None) -> str:
