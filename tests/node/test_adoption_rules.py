@@ -35,7 +35,7 @@ RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
         faults.test_rows_accepted_in_the_same_instant_or_in_the_future_meet_nobody,
         Mutation(
             adoption,
-            "        await self._intake.stored()\n",
+            "        self._orders.take(now, len(rows))\n",
             "",
             "an adopted row may get the order of a message that is being accepted",
         ),

@@ -302,6 +302,7 @@ RULES = {
             intake,
             "self._take(session, sender, session.record.user_name, send)\n",
             "self._take(session, sender, session.record.user_name, send)\n"
+            "        self._address(waiting)\n"
             "        session.outlet.send(self._answer(waiting, None, self._dates(self._clock.wall())))\n",
             "receipt before the commit",
         ),

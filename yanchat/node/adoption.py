@@ -16,7 +16,6 @@ from msgspec.structs import replace
 from yanchat import failpoint
 from yanchat.errors import BusUnavailable, StoreUnavailable
 from yanchat.model import ACKED, Node, Row
-from yanchat.node.intake import Intake
 from yanchat.node.ledger import AGAIN_AFTER
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.settlement import Settlement
@@ -39,14 +38,13 @@ class Adoption:
         outbox: Outbox,
         inbox: Inbox,
         orders: Orders,
-        intake: Intake,
         mailboxes: Mailboxes,
         settlement: Settlement,
         bus: Bus,
         clock: Clock,
         counters: Counters,
     ) -> None:
-        self._node, self._outbox, self._inbox, self._orders, self._intake = node, outbox, inbox, orders, intake
+        self._node, self._outbox, self._inbox, self._orders = node, outbox, inbox, orders
         self._mailboxes, self._settlement, self._bus = mailboxes, settlement, bus
         self._clock, self._counters = clock, counters
         self._queue: deque[Adopt] = deque()
@@ -115,11 +113,11 @@ class Adoption:
     async def _with_safe_orders(self, rows: Sequence[Row], now: int) -> list[Row]:
         """None may meet a message that is being accepted here, nor lie in the future of our clock.
 
-        From now on messages get orders behind those that any of these rows can get; what got one before is waited for.
+        From now on messages get orders behind those that any of these rows can get; what got one before is before us in
+        the store's queue.
         """
         latest = now << COUNTER_BITS
         self._orders.take(now, len(rows))
-        await self._intake.stored()
         ordered = sorted(rows, key=lambda row: row.envelope.order)
         return [
             replace(row, envelope=replace(row.envelope, order=latest)) if row.envelope.order > latest else row

@@ -145,7 +145,7 @@ async def assemble(
     lease.claim_all = claims.claim_all
     repeats = Repeats(node, outbox, ledger, dates, clock)
     intake = Intake(outbox, mailboxes, repeats, backlog, orders, dates, clock, limits.inflight, counters)
-    adoption = Adoption(node, outbox, inbox, orders, intake, mailboxes, settlement, bus, clock, counters)
+    adoption = Adoption(node, outbox, inbox, orders, mailboxes, settlement, bus, clock, counters)
     delivery = Delivery(
         node,
         hub,

@@ -12,6 +12,7 @@ from yanchat.node.hub import Session
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.repeats import Repeats
 from yanchat.node.storing import FAULT, RETRY_AFTER, Storing, hang_up
+from yanchat.node.turns import Turns
 from yanchat.ports import Clock, Outbox
 from yanchat.protocol import frames
 from yanchat.protocol.frames import Dates, Send
@@ -43,17 +44,15 @@ class _Pushed:
 class _Waiting:
     """One answer that is waited for: to a message that is to be stored, or a refusal that must not overtake one."""
 
-    __slots__ = ("by", "envelopes", "refusal", "send", "span")
+    __slots__ = ("at", "by", "envelopes", "name", "refusal", "send", "sender", "span")
 
-    def __init__(
-        self,
-        by: Session | _Pushed,
-        send: Send | None,
-        envelopes: list[Envelope],
-        refusal: Refusal | None,
-        span: Open | None,
-    ) -> None:
-        self.by, self.send, self.envelopes, self.refusal, self.span = by, send, envelopes, refusal, span
+    def __init__(self, by: Session | _Pushed, sender: OpenId, name: str, said: Send | Refusal, at: int) -> None:
+        self.by, self.sender, self.name, self.at = by, sender, name, at
+        self.send = said if isinstance(said, Send) else None
+        self.refusal = said if isinstance(said, Refusal) else None
+        self.envelopes: list[Envelope] = []
+        """What is to be stored, once it is its turn."""
+        self.span: Open | None = None
 
     @property
     def quiet(self) -> bool:
@@ -68,7 +67,7 @@ class _Waiting:
 
 
 class Intake:
-    """Takes what sessions submit; `run` stores it batch by batch and answers in the order of submission."""
+    """Takes what sessions submit; `run` stores it batch by batch, and answers each in the order of its submissions."""
 
     def __init__(
         self,
@@ -85,9 +84,9 @@ class Intake:
         self._mailboxes, self._repeats, self._backlog, self._orders = mailboxes, repeats, backlog, orders
         self._dates, self._clock, self._inflight, self._counters = dates, clock, inflight, counters
         self._storing = Storing(outbox, counters)
-        self._queue: list[_Waiting] = []
-        self._submitted = self._answered = 0
-        self._wake, self._progress = trio.Event(), trio.Event()
+        self._queue: Turns[_Waiting] = Turns()
+        self._busy = False
+        self._wake = trio.Event()
 
     def apply(self, limits: LimitSettings) -> None:
         """Hold what comes from now on to other limits."""
@@ -123,8 +122,18 @@ class Intake:
         return waiting.envelopes[0].message_id, pushed.news
 
     def _take(self, by: Session | _Pushed, sender: OpenId, name: str, send: Send) -> _Waiting:
-        """Have the message stored; from here on it counts as waiting."""
-        now = self._clock.wall()
+        """Have the message stored when it is its turn; from here on it counts as waiting."""
+        for recipient in send.recipients:
+            self._backlog.add(sender, recipient)
+        waiting = _Waiting(by, sender, name, send, self._clock.wall())
+        self._put(waiting, by if type(by) is Session else sender)
+        return waiting
+
+    def _address(self, waiting: _Waiting) -> None:
+        """Give the message its order and its id: whatever has an order goes to the store at once."""
+        send, sender, now = waiting.send, waiting.sender, waiting.at
+        if send is None:
+            return
         order = self._orders.take(now, len(send.recipients))
         if send.request_id is None:
             message_id = message_id_from_order(order, self._clock.rng)
@@ -136,58 +145,47 @@ class Intake:
         span = trail.comes(message_id, trace) if trail is not None else None
         if span is not None:
             trace = span.traceparent
-        envelopes = [
+        waiting.span, name = span, waiting.name
+        waiting.envelopes = [
             Envelope(order + n, message_id, to, sender, name, request_id, send.text, send.file_type, now, trace)
             for n, to in enumerate(send.recipients)
         ]
-        for envelope in envelopes:
-            self._backlog.add(sender, envelope.recipient)
-        waiting = _Waiting(by, send, envelopes, None, span)
-        self._put(waiting)
-        return waiting
 
     def refuse(self, session: Session, refusal: Refusal) -> bool:
         """Answer that nothing is stored, behind the answers that are still to come."""
-        waiting = _Waiting(session, None, [], refusal, None)
-        self._put(waiting)
+        waiting = _Waiting(session, session.openid, "", refusal, 0)
+        self._put(waiting, session)
         return session.expect(self._inflight, waiting.size)
 
-    def _put(self, waiting: _Waiting) -> None:
-        self._queue.append(waiting)
-        self._submitted += 1
+    def _put(self, waiting: _Waiting, whose: Session | OpenId) -> None:
+        self._queue.put(whose, waiting)
         self._wake.set()
 
     async def run(self) -> None:
         """Store what is queued, as long as the node lives."""
         while True:
             await self._wake.wait()
-            batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
+            batch, self._busy = self._queue.take(MAX_BATCH), True
             if not self._queue:
                 self._wake = trio.Event()
             try:
                 await self._store(batch)
             except Exception:
                 self._give_up(batch)
-            self._answered += len(batch)
-            self._progress.set()
-            self._progress = trio.Event()
+            self._busy = False
 
     @property
     def idle(self) -> bool:
-        return self._answered == self._submitted
+        return not (self._queue or self._busy)
 
     @property
     def open(self) -> int:
         """Messages that wait for their recipients, each recipient counted."""
         return self._backlog.rows
 
-    async def stored(self) -> None:
-        """Wait until all that was submitted before is stored or refused."""
-        wanted = self._submitted
-        while self._answered < wanted:
-            await self._progress.wait()
-
     async def _store(self, batch: list[_Waiting]) -> None:
+        for waiting in batch:
+            self._address(waiting)
         messages = [waiting.envelopes for waiting in batch if waiting.envelopes]
         quiet = {waiting.envelopes[0].message_id for waiting in batch if waiting.quiet}
         stored = iter(await self._storing.add(messages, quiet) if messages else ())
