@@ -183,6 +183,10 @@ class Bus(ABC):
         """As `Registry.lanes`."""
         return {}
 
+    def silent(self) -> float:
+        """Seconds since the bus was last known to answer, also when there is nothing to say; some are nothing."""
+        return 0.0
+
 
 Tray = Literal["messages", "notices"]
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from tests.contracts.examples import BOB, HERE, THERE, message
 from tests.services import KafkaBroker
-from yanchat.backends.kafka import outgoing
+from yanchat.backends.kafka import heard, outgoing
 from yanchat.backends.kafka.bus import KafkaBus, open_bus
 from yanchat.config import KafkaSettings
 from yanchat.errors import BusUnavailable, ConfigError, YanchatError
@@ -384,6 +384,43 @@ async def test_brokers_that_say_nothing_are_counted_long_before_a_record_is_give
         finally:
             kafka_broker.resume()
         await until(lambda: answers == [True])
+
+
+@pytest.mark.parametrize("lost", ["it hangs", "it is gone"])
+async def test_brokers_that_say_nothing_are_noticed_when_nobody_has_anything_to_say(
+    kafka_broker: KafkaBroker, prefix: str, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """A consumer alone notices it; and while they answer, a topic in which nothing comes is not silent."""
+    monkeypatch.setattr(heard, "STATISTICS_MS", 200)
+    wanted = settings(kafka_broker.brokers, prefix)
+    async with opened(wanted) as bus, bus.subscribe("message"), bus.subscribe("ack"):
+        born = trio.current_time()
+        await until(lambda: trio.current_time() - born > 2.5 and bus.silent() < 2)
+        (kafka_broker.pause if lost == "it hangs" else kafka_broker.kill)()
+        try:
+            await until(lambda: bus.silent() > 3)
+        finally:
+            if lost == "it hangs":
+                kafka_broker.resume()
+            else:
+                await trio.to_thread.run_sync(kafka_broker.start)
+        await until(lambda: bus.silent() < 2)
+
+
+async def test_a_loop_that_takes_nothing_is_not_taken_for_a_silent_broker(kafka_brokers: str, prefix: str) -> None:
+    """Its thread does not listen then, and what it has not heard meanwhile is nobody's fault."""
+    silence = heard.Heard("t")
+    silence.not_listened(-100.0)
+    assert silence.age >= 100.0
+    async with opened(settings(kafka_brokers, prefix)) as bus, bus.subscribe("message") as batches:
+        published = 0
+        while bus.silent():
+            bus.publish(HERE, [pull(1)])
+            published += 1
+            with trio.fail_after(PATIENCE):
+                await bus.flush()
+        await take(batches, published)
+        await until(lambda: bus.silent() > 0)
 
 
 async def test_fatal_errors_that_repeat_end_the_bus(kafka_broker: KafkaBroker, prefix: str) -> None:

@@ -74,6 +74,7 @@ def test_a_node_counts_what_becomes_of_messages(tmp_path: Path) -> None:
         assert numbers["yanchat_peers"] == 1
         assert numbers["yanchat_ready"] == numbers["yanchat_store_healthy"] == 1
         assert 0 <= numbers["yanchat_registry_heartbeat_age_seconds"] < 60
+        assert 0 <= numbers["yanchat_bus_silent_seconds"] < 60
         assert numbers["yanchat_store_commit_seconds_count"] > 0
         assert numbers["yanchat_logins_total"] == 4
         assert seen["yanchat_bus_lag_records"].keys() == {(("topic", "message"),), (("topic", "ack"),)}

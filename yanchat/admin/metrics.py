@@ -137,6 +137,7 @@ class _Node(Collector):
         yield "mailboxes", "Users for whom something is in memory.", len(work.mailboxes.boxes)
         yield "mailbox_rows", "Open messages and untold notices in memory.", len(work.mailboxes.items)
         yield "registry_heartbeat_age_seconds", "Since the last heartbeat that succeeded.", work.lease.age
+        yield "bus_silent_seconds", "Since the bus was last known to answer; below 10 normally.", work.bus.silent()
         yield "store_healthy", "Whether the message table took the last write.", self._outbox.healthy()
         with suppress(OSError):
             free = self._outbox.free_bytes()

@@ -80,6 +80,9 @@ class KafkaBus(Bus):
         readers = {incoming.name: incoming.silent for incoming in self._incoming.values()}
         return {"kafka-producer": self.outgoing.silent, **readers}
 
+    def silent(self) -> float:
+        return max((incoming.unheard for incoming in self._incoming.values()), default=0.0)
+
 
 @asynccontextmanager
 async def open_bus(

@@ -18,6 +18,7 @@ import trio
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from yanchat import failpoint
+from yanchat.backends.kafka import heard
 from yanchat.backends.kafka.clients import Complaints, Config, make, refusal
 from yanchat.backends.kafka.rest import BATCH, record_of, spans
 from yanchat.backends.kafka.topics import Topics
@@ -53,7 +54,9 @@ class Incoming(AsyncIterator[Batch]):
 
     def __init__(self, topic: str, config: Config, topics: Topics, counters: Counters) -> None:
         self._topic, self._topics, self._counters = topic, topics, counters
-        self._config = {**config, "error_cb": self._on_error}
+        self._heard = heard.Heard(topic)
+        told = {"stats_cb": self._heard.statistics, "statistics.interval.ms": heard.STATISTICS_MS}
+        self._config = {**config, **told, "error_cb": self._on_error}
         self._consumer = make(Consumer, self._config)
         self._next: dict[int, int] = {}
         """The offset of each partition that is handed over next."""
@@ -117,6 +120,11 @@ class Incoming(AsyncIterator[Batch]):
         beat = self._beat
         return time.monotonic() - beat if beat else 0.0
 
+    @property
+    def unheard(self) -> float:
+        """Seconds since the brokers of this topic last answered; 0 while the thread waits for the loop."""
+        return 0.0 if self._closing or not self._beat else self._heard.age
+
     # -- the thread ----------------------------------------------------------------------------------------------------
     def _serve(self) -> None:
         fatal = 0
@@ -165,8 +173,9 @@ class Incoming(AsyncIterator[Batch]):
 
     def _read(self) -> None:
         while not self._closing:
-            self._beat = 0.0
+            began, self._beat = time.monotonic(), 0.0
             self._room.acquire()
+            self._heard.not_listened(time.monotonic() - began)
             try:
                 messages = self._poll()
             except BaseException:

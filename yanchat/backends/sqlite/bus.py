@@ -193,6 +193,9 @@ class SqliteBus(Bus):
     def lanes(self) -> dict[str, float]:
         return {"cluster": self._lane.silent}
 
+    def silent(self) -> float:
+        return self._lane.silent
+
     def close(self) -> None:
         self._bell.close()
 
