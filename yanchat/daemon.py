@@ -173,7 +173,7 @@ def _warn_of_room(store: Store, reserve: int) -> None:
 
 
 async def _run(it: _Running, admin_socket: Path, ready: Callable[[str], None]) -> None:
-    status = Status(it.work, it.edge)
+    status, first = Status(it.work, it.edge), None
     try:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as starting:
@@ -201,7 +201,9 @@ async def _run(it: _Running, admin_socket: Path, ready: Callable[[str], None]) -
             await _leave(it.work)
             nursery.cancel_scope.cancel()
     except* YanchatError as group:
-        raise _first(group) from None  # the first reason ends the node; the others follow from it
+        first = _first(group)  # the first reason ends the node; the others follow from it
+    if first is not None:
+        raise first from None
 
 
 def _first(error: BaseException) -> BaseException:

@@ -48,13 +48,15 @@ def settings(brokers: str, prefix: str, **more: Any) -> KafkaSettings:
 @asynccontextmanager
 async def opened(settings: KafkaSettings, node: Node = HERE) -> AsyncIterator[KafkaBus]:
     """A bus; what goes wrong comes out bare."""
+    error: BaseException | None = None
     try:
         async with open_bus(settings, node, 1 << 16, Counters()) as bus:
             yield bus
     except* YanchatError as group:
-        error: BaseException = group
+        error = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
+    if error is not None:  # raised in there it would be a group again, before Python 3.11.4
         raise error from None
 
 

@@ -50,22 +50,24 @@ async def roll(swarm: Swarm, restarts: Sequence[Callable[[], object]]) -> None:
         for user in swarm.users.values():
             nursery.start_soon(user.live)
         await swarm.connected()
+        enough = trio.Event()
         async with trio.open_nursery() as talking:
-            talking.start_soon(talk_on, swarm)
+            talking.start_soon(talk_until, enough, swarm)
             for restart in restarts:
                 await trio.sleep(0.3)
                 await trio.to_thread.run_sync(restart)
                 await swarm.connected()
             await trio.sleep(0.3)
-            talking.cancel_scope.cancel()
+            enough.set()
         await swarm.settled()
         nursery.cancel_scope.cancel()
     swarm.check()
 
 
-async def talk_on(swarm: Swarm) -> None:
-    while True:
-        await swarm.talk(100, 0.005)
+async def talk_until(enough: trio.Event, swarm: Swarm) -> None:
+    """Not cancelled: a message that is just being sent is sent to its end."""
+    while not enough.is_set():
+        await swarm.talk(20, 0.005)
 
 
 async def test_a_rolling_restart_loses_nothing_and_costs_a_client_one_reconnect(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ async def test_the_status_has_live_numbers(tmp_path: Path, manager: Manager) -> 
 
             def wait() -> None:
                 while "1 connections, 1 sessions" not in (status := manager.wait_for("STATUS")["STATUS"]):
-                    assert "Starting" in status or "0 connections" in status
+                    assert "Starting" in status or "0 sessions" in status
                 assert "1 pending" in status
 
             await trio.to_thread.run_sync(wait)

@@ -72,6 +72,7 @@ class Lease:
             await self._check_slug()
             await self._join()
             await self._reap([self._record.node])  # what an earlier life left behind
+            self.trouble = ""
             self.joined.set()
         elif not await self._registry.renew(self._record):
             self._record = replace(self._record, incarnation=f"{self._clock.rng.getrandbits(64):016x}")
