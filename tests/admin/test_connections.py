@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,11 @@ def fill(running: RunningNode) -> None:
 def serves(running: RunningNode) -> bool:
     with admin(running) as http:
         return http.get("/healthz").status_code == 200
+
+
+def tcp_of(running: RunningNode) -> tuple[str, int]:
+    host, _, port = address_of(running).rpartition(":")
+    return host, int(port)
 
 
 def test_a_client_that_reads_nothing_does_not_keep_its_node_from_stopping(tmp_path: Path) -> None:
@@ -74,8 +79,7 @@ GARBAGE = {
 def test_whatever_is_said_the_node_goes_on(node: RunningNode, sent: bytes, over_tcp: bool) -> None:
     with ExitStack() as stack:
         if over_tcp:
-            host, _, port = address_of(node).rpartition(":")
-            connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+            connection = stack.enter_context(socket.create_connection(tcp_of(node), timeout=20))
         else:
             connection = stack.enter_context(raw(node))
         try:
@@ -91,23 +95,46 @@ def test_whatever_is_said_the_node_goes_on(node: RunningNode, sent: bytes, over_
 
 
 def test_more_connections_than_there_may_be_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    """Also those of strangers: they leave the Unix socket free, and who says nothing for five seconds is closed."""
+    """When all of them have shown the token; they leave the Unix socket free."""
     with ExitStack() as stack:
         node = stack.enter_context(RunningNode(tmp_path / "s", env=with_tcp(token_file(tmp_path, TOKEN))))
-        host, _, port = address_of(node).rpartition(":")
-        there = (host, int(port))
-        taken = [stack.enter_context(socket.create_connection(there, timeout=20)) for _ in range(128)]
-        one_more = stack.enter_context(socket.create_connection(there, timeout=20))
-        one_more.sendall(b"GET /healthz HTTP/1.1\r\nHost: n\r\n\r\n")
-        answer = one_more.recv(1 << 16)
-        assert answer.startswith(b"HTTP/1.1 503")
-        assert b"Retry-After: 1" in answer
-        assert b"Too many connections" in answer
+        there = tcp_of(node)
+        waiting = b"POST /message/send HTTP/1.1\r\nHost: n\r\nAuthorization: Bearer %b\r\nContent-Length: 9\r\n\r\n{"
+
+        def take_one() -> None:
+            taken = stack.enter_context(socket.create_connection(there, timeout=20))
+            with suppress(ConnectionError):
+                taken.sendall(waiting % TOKEN.encode())
+
+        def refused() -> bool:
+            take_one()  # for one that was not known yet, and had to go for the next
+            with socket.create_connection(there, timeout=20) as one_more:
+                one_more.sendall(b"GET /healthz HTTP/1.1\r\nHost: n\r\n\r\n")
+                answer = one_more.recv(1 << 16)
+            return all(part in answer for part in (b"HTTP/1.1 503", b"Retry-After: 1", b"Too many connections"))
+
+        for _ in range(127):
+            take_one()
+        wait_until(refused, "all 128 are known, and the next is refused")
         assert serves(node)
-        for connection in taken:
-            assert connection.recv(1) == b""
-        with admin(node, TOKEN) as http:
-            assert http.get("/healthz").status_code == 200
+
+
+def test_strangers_keep_nobody_out_who_has_the_token(tmp_path: Path) -> None:
+    """However many they are and however slowly they speak: the oldest of them goes. Who has shown it stays."""
+    with ExitStack() as stack:
+        node = stack.enter_context(RunningNode(tmp_path / "s", env=with_tcp(token_file(tmp_path, TOKEN))))
+        there = tcp_of(node)
+        with admin(node, TOKEN) as early, admin(node, TOKEN) as late:
+            assert early.get("/healthz").status_code == 200
+            dripping = [stack.enter_context(socket.create_connection(there, timeout=20)) for _ in range(200)]
+            for connection in dripping:
+                with suppress(ConnectionError):  # it has gone already
+                    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: n\r\n")
+            assert late.get("/healthz").status_code == 200
+            assert early.get("/healthz").status_code == 200
+        assert dripping[0].recv(1) == b""
+        dripping[-1].sendall(b"\r\n")
+        assert dripping[-1].recv(1000).startswith(b"HTTP/1.1 401")
 
 
 def test_descriptors_return_to_where_they_were(node: RunningNode) -> None:

@@ -21,7 +21,10 @@ from hypercorn.typing import ConnectionState
 SENT_WITHIN: Final = 30.0
 """Seconds in which a client must take what it is sent next."""
 MOST: Final = 128
-"""Connections of one listener; they are a program's or a person's, and short."""
+"""Connections of one listener; they are a program's or a person's, and short.
+
+When all are taken, the one goes that has been there longest without a question that may be asked (on TCP: the token).
+"""
 _SENTENCE: Final = b'{"error":"Too many connections to admin; try again shortly."}'
 ONE_TOO_MANY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\nRetry-After: 1\r\n"
@@ -51,27 +54,46 @@ class _Server(TCPServer):
         await self.idle_task.stop()
 
 
-async def serve_connections(listener: socket.socket, app: Callable[..., Any]) -> None:
-    """Serve an ASGI application on a listening socket until cancelled; then all connections are closed at once."""
+async def serve_connections(
+    listener: socket.socket, app: Callable[..., Any], may_ask: Callable[[dict[str, Any]], bool]
+) -> None:
+    """Serve an ASGI application on a listening socket until cancelled; then all connections are closed at once.
+
+    `may_ask` tells of a request's scope whether whoever asks has shown what the application wants to see.
+    """
     config = Config()
     config.errorlog = config.accesslog = None
     config.include_server_header = False
     context = WorkerContext(None)
     open_now: set[trio.SocketStream] = set()
+    strangers: dict[trio.SocketStream, None] = {}  # those of `open_now` that have asked nothing yet, the oldest first
 
     async def handle(stream: trio.SocketStream) -> None:
-        if len(open_now) >= MOST:
+        if len(open_now) >= MOST and not strangers:
             await _refuse(stream)
             return
+        if len(open_now) >= MOST:
+            let_go(next(iter(strangers)))
         open_now.add(stream)
+        strangers[stream] = None
+
+        async def asked(scope: Any, receive: Any, send: Any) -> None:
+            if stream in strangers and may_ask(scope):
+                del strangers[stream]
+            await app(scope, receive, send)
+
         try:
             patient: Any = _Stream(stream)
-            await _Server(ASGIWrapper(app), config, context, ConnectionState({}), patient).run()
+            await _Server(ASGIWrapper(asked), config, context, ConnectionState({}), patient).run()
         except Exception:
             structlog.get_logger().exception("admin.connection_failed")
         finally:
-            open_now.discard(stream)
-            stream.socket.close()
+            let_go(stream)
+
+    def let_go(stream: trio.SocketStream) -> None:
+        open_now.discard(stream)
+        strangers.pop(stream, None)
+        stream.socket.close()
 
     async def close_all() -> None:
         """Hypercorn sends behind a shield: a client that does not read would not let it be cancelled."""

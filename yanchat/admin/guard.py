@@ -31,7 +31,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise NotImplementedError  # there is nothing to start or to stop (ASGI, lifespan), and no WebSocket
-        refusal = self._stranger(scope)
+        refusal = self._refusal(scope)
         if refusal is None:
             body = await self._body(receive)
             if isinstance(body, Response):
@@ -43,12 +43,16 @@ class Guard:
                 return
         await refusal(scope, receive, send)
 
-    def _stranger(self, scope: MutableMapping[str, Any]) -> Response | None:
-        if self._tcp is None:
-            return None
+    def may_ask(self, scope: MutableMapping[str, Any]) -> bool:
+        """Whether a request has the token, where one is asked for."""
+        if self._tcp is None or scope["type"] != "http":
+            return self._tcp is None
         given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
         kind, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-        if kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._tcp.token):
+        return kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._tcp.token)
+
+    def _refusal(self, scope: MutableMapping[str, Any]) -> Response | None:
+        if self.may_ask(scope):
             return None
         challenge = {"WWW-Authenticate": "Bearer", "Connection": "close"}
         return refuse(401, "Say `Authorization: Bearer` and the token of this cluster's admin.token_file.", challenge)

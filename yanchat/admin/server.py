@@ -64,4 +64,5 @@ async def _serve(
     from yanchat.admin.connections import serve_connections  # noqa: PLC0415
     from yanchat.admin.guard import Guard  # noqa: PLC0415
 
-    await serve_connections(listener, Guard(build_app(work, outbox, inbox, control), tcp, control.limits))
+    guard = Guard(build_app(work, outbox, inbox, control), tcp, control.limits)
+    await serve_connections(listener, guard, guard.may_ask)
