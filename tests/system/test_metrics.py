@@ -60,6 +60,8 @@ def test_a_node_counts_what_becomes_of_messages(tmp_path: Path) -> None:
             send(n1, "bob")
         send(n1, "cid", "--wait", "accepted")
         wait_until(lambda: total(n2, "yanchat_messages_acked_total") == 3, "the acks are counted")
+        wait_until(lambda: total(n1, "yanchat_messages_delivered_total") == 3, "the acks have arrived")
+        wait_until(lambda: total(n1, "yanchat_peers") == 1, "the other node is known")
         seen = samples(n1)
         numbers = {name: sum(found.values()) for name, found in seen.items()}
         assert numbers["yanchat_messages_accepted_total"] == 4
