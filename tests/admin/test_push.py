@@ -225,6 +225,22 @@ def test_bytes_that_are_no_json_are_refused(one_node: RunningNode, body: bytes) 
     assert response.json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (rb"\ud800", "half a character"),
+        (rb"a \udc00 b", "half a character"),
+        (b"\xed\xa0\x80", "not UTF-8"),
+        (b"\xff", "not UTF-8"),
+    ],
+)
+def test_a_text_that_is_no_unicode_is_refused_for_that(one_node: RunningNode, text: bytes, says: str) -> None:
+    with admin(one_node) as http:
+        response = http.post("/message/send", content=b'{"to": "bob", "message": "%b"}' % text)
+    assert response.status_code == 400
+    assert says in response.json()["error"]
+
+
 @pytest.fixture(scope="module")
 def one_node(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with RunningNode(tmp_path_factory.mktemp("s") / "s") as node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
@@ -36,12 +37,31 @@ def refuse(status: int, sentence: str, headers: Mapping[str, str] | None = None)
 
 async def read_order(request: Request, kind: type[T]) -> T:
     """The body as an order of this kind; BadRequest when it is none."""
+    body = await request.body()
     try:
-        return msgspec.json.decode(await request.body(), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return msgspec.json.decode(body, type=kind)
+    except UnicodeDecodeError:
+        raise BadRequest("The order is not UTF-8, as JSON has to be.") from None
+    except msgspec.DecodeError as error:
+        if _has_half_a_character(body):
+            sentence = (
+                "The order is not valid Unicode: an escape as \\ud800 is half a character, and needs its other half."
+            )
+            raise BadRequest(sentence) from None
         raise BadRequest(f"The order is not understood: {error}.") from None
     except RecursionError:
         raise BadRequest("The order is nested too deeply.") from None
+
+
+def _has_half_a_character(body: bytes) -> bool:
+    """Whether it is JSON but for a lone surrogate, of which the decoder may say that its input was truncated."""
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):
+        pass
+    return False
 
 
 def number(query: Mapping[str, str], name: str, default: int, most: int) -> int:
