@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -115,13 +115,13 @@ def _call(arguments: list[str]) -> int:
     except typer.Abort:
         return INTERRUPTED
     except WrongCall as wrong:
-        return _explain(wrong)
+        return _explain(wrong, program, arguments)
     return code if isinstance(code, int) else 0
 
 
-def _explain(wrong: Exception) -> int:
+def _explain(wrong: Exception, program: Any, arguments: Sequence[str]) -> int:
     context = getattr(wrong, "ctx", None)
-    path = context.command_path if context is not None else "yanchat"
+    path = context.command_path if context is not None else _command_path(program, arguments)
     sentence = wrong.format_message() if hasattr(wrong, "format_message") else str(wrong)
     if not sentence:  # no command at all: help was printed
         return 2
@@ -130,3 +130,13 @@ def _explain(wrong: Exception) -> int:
     joint = " See" if sentence.endswith("?") else "; see"
     complain(f"{sentence.rstrip('.')}{joint} `{path} --help`.")
     return 2
+
+
+def _command_path(program: Any, arguments: Sequence[str]) -> str:
+    """The command that was called; an option without its argument does not say of which it is."""
+    path = "yanchat"
+    for word in arguments:
+        command = getattr(program, "commands", {}).get(word)
+        if command is not None:
+            path, program = f"{path} {word}", command
+    return path

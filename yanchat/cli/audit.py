@@ -80,10 +80,10 @@ def audit(
 
 def _since(text: str) -> int:
     """Milliseconds since the epoch."""
-    from yanchat.config.values import parse_duration
+    from yanchat.config.values import parse_option
 
     try:
-        return max(1, int((time.time() - parse_duration(text)) * 1000))
+        return max(1, int((time.time() - parse_option(text)) * 1000))
     except ValueError:
         pass
     try:

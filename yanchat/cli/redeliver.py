@@ -68,7 +68,7 @@ def redeliver(
 
 
 def _order(all_: bool, to: str | None, message_id: str | None, older_than: str | None, dead: bool) -> dict[str, Any]:
-    from yanchat.config.values import parse_duration
+    from yanchat.config.values import parse_option
     from yanchat.protocol.frames import check_openid
     from yanchat.protocol.ids import is_message_id
 
@@ -81,7 +81,7 @@ def _order(all_: bool, to: str | None, message_id: str | None, older_than: str |
         if to:
             order["to"] = check_openid(to, f"--to {to!r}")
         if older_than:
-            order["older_than_s"] = parse_duration(older_than)
+            order["older_than_s"] = parse_option(older_than)
     except Refused as refused:
         raise UsageError(str(refused)) from None
     except ValueError as error:

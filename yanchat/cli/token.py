@@ -38,13 +38,13 @@ def token(
     The audience and the issuer are those of the settings. In production an identity provider mints the tokens, and the
     nodes have its public keys only.
     """
-    from yanchat.config.values import parse_duration
+    from yanchat.config.values import parse_option
     from yanchat.gateway.user import MAX_NAME
     from yanchat.protocol.frames import check_openid
 
     try:
         check_openid(sub, f"--sub {sub!r}")
-        seconds = parse_duration(ttl)
+        seconds = parse_option(ttl)
     except Refused as refused:
         raise UsageError(str(refused)) from None
     except ValueError as error:

@@ -15,6 +15,8 @@ from yanchat.errors import ConfigError, UsageError
 
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6}
+DURATIONS: Final = 'write a duration as "500ms", "5s", "10m", "2h" or "7d"'
+SIZES: Final = 'write a size as "512B", "64KiB", "1MiB" or "2GiB"'
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
@@ -73,26 +75,34 @@ def allowed(kind: Any) -> str:
 
 def parse_duration(value: Any) -> float:
     """Seconds out of "5s", "10m", "7d" or a number of seconds."""
-    number, unit = _number(value)
+    number, unit = _number(value, DURATIONS)
     if unit and unit not in _DURATION_UNITS:
-        raise ValueError('write a duration as "500ms", "5s", "10m", "2h" or "7d"')
+        raise ValueError(DURATIONS)
     return number * _DURATION_UNITS[unit or "s"]
+
+
+def parse_option(text: str) -> float:
+    """A duration as an option has it, in seconds: there a number without a unit might mean anything."""
+    seconds = parse_duration(text)
+    if seconds and not text.strip()[-1].isalpha():
+        raise ValueError(DURATIONS)
+    return seconds
 
 
 def parse_size(value: Any) -> int:
     """Bytes out of "64KiB", "1MiB" or a number of bytes."""
-    number, unit = _number(value)
+    number, unit = _number(value, SIZES)
     if unit not in _SIZE_UNITS:
-        raise ValueError('write a size as "512B", "64KiB", "1MiB" or "2GiB"')
+        raise ValueError(SIZES)
     return int(number * _SIZE_UNITS[unit])
 
 
-def _number(value: Any) -> tuple[float, str]:
+def _number(value: Any, how: str) -> tuple[float, str]:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value), ""
     match = _NUMBER.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        raise ValueError("write a number with its unit")
+        raise ValueError(how)
     return float(match[1]), match[2]
 
 
