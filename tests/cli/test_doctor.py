@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -256,15 +257,25 @@ def test_a_peer_that_cannot_be_reached(tmp_path: Path) -> None:
 
 
 def test_a_node_that_has_died_with_something_in_it(node: RunningNode) -> None:
-    """What waits there is named, and what to do with it; a node that was stopped with nothing in it is no matter."""
-    assert quick("send", "bob", "hi", "--wait", "accepted", state=node.state).returncode == 0
-    assert node.terminate() == 0
-    found = examine(node.state)["nodes.ready"]
-    assert "1 messages wait in it" in found["detail"]
-    assert f"yanchat redeliver --adopt {node.node}" in found["fix"]
-    with RunningNode(node.state.parent / "other", env=FEW_CLIENTS) as other:
+    """What waits there is named, and what to do with it: as much as --adopt then moves, and then it may go."""
+    for text in ("one", "two"):
+        assert quick("send", "bob", text, "--as", "ann", "--wait", "accepted", state=node.state).returncode == 0
+    listening = quick("listen", "--as", "bob", "--count", "1", state=node.state)
+    assert listening.returncode == 0, listening.stderr
+    with RunningNode(node.state, env=FEW_CLIENTS) as other:
+        assert node.terminate() == 0
+        found = examine(node.state)["nodes.ready"]
+        assert f"{node.node} does not run, and" in found["detail"]
+        waits = sum(int(number) for number in re.findall(r"(\d+) (?:message|notice)s?\b", found["detail"]))
+        assert "notice" in found["detail"]
+        assert f"yanchat redeliver --adopt {node.node}" in found["fix"]
+        moved = quick("redeliver", "--adopt", node.node, "--yes", "--json", state=node.state)
+        assert json.loads(moved.stdout)["adopted"] == waits == 2
+        done = call("doctor", "--json", state=node.state, env=FEW_CLIENTS)
+        (one,) = [one for one in json.loads(done.stdout) if one["detail"].startswith(node.node)]
+        assert one["status"] == "ok"
+        assert f"nothing is left in it: {node.directory} may be removed" in one["detail"]
         assert other.terminate() == 0
-        assert examine(other.state)["nodes"]["status"] == "ok"
 
 
 def test_a_registry_that_contradicts_itself(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:

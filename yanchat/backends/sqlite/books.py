@@ -46,6 +46,8 @@ _PENDING = (
     f"SELECT count(*), coalesce(min(ord), 0) FROM outbox INDEXED BY open_messages WHERE rank = {OPEN} AND moved_at = 0"
 )
 _UNTOLD = "SELECT count(*) FROM outbox INDEXED BY untold_notices WHERE rank > told AND moved_at = 0"
+_UNFINISHED = f"""SELECT (SELECT count(*) FROM outbox WHERE moved_at = 0 AND NOT (rank = {ACKED} AND told = {ACKED}))
+ + (SELECT count(*) FROM inbox WHERE place > coalesce((SELECT value FROM counters WHERE name = 'published'), 0))"""
 _DOUBTS = {
     "open, though it was settled once": f"""SELECT message_id, recipient FROM outbox INDEXED BY open_messages
  WHERE rank = {OPEN} AND moved_at = 0 AND settled_at > 0""",
@@ -78,6 +80,10 @@ class FileBooks(Books):
     async def waits(self) -> Waits:
         return await self._read(_waits)
 
+    async def unfinished(self) -> int:
+        """How many rows and acks other nodes may still need: what `redeliver --adopt` would hand over."""
+        return await self._read(_unfinished)
+
     async def held(self, after: int, since: int, limit: int) -> list[Held]:
         values = (after, since << COUNTER_BITS, limit)
         return await self._read(lambda db: list(map(_held, db.execute(_HELD, values))))
@@ -99,6 +105,11 @@ class FileBooks(Books):
 def _waits(db: apsw.Connection) -> Waits:
     ((pending, oldest),), ((untold,),) = db.execute(_PENDING), db.execute(_UNTOLD)
     return Waits(int(pending), int(untold), int(oldest) >> COUNTER_BITS)
+
+
+def _unfinished(db: apsw.Connection) -> int:
+    ((count,),) = db.execute(_UNFINISHED)
+    return int(count)
 
 
 def _story(db: apsw.Connection, message_id: MessageId) -> Story:

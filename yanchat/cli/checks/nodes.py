@@ -141,18 +141,27 @@ async def _waiting(node: str, here: Here, *, registered: bool) -> list[Finding]:
     file = here.directory / "node.db"
     if not file.exists():
         return []
+    books = FileBooks(file)
     try:
-        held = (await FileBooks(file).account()).held
+        waits, unfinished = await books.waits(), await books.unfinished()
     except YanchatError as error:
         return [
             failure("nodes.ready", f"{node} does not run, and its messages cannot be read: {error}", "see the disk")
         ]
     fix = f"start it: `{here.command}`; or move them: `yanchat redeliver --adopt {node}`"
-    if held.pending:
-        return [warning("nodes.ready", f"{node} does not run, and {held.pending} messages wait in it", fix)]
+    if waits.pending or waits.untold:
+        counts = ((waits.pending, "message"), (waits.untold, "notice"))
+        what = " and ".join(f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count)
+        verb = "waits" if waits.pending + waits.untold == 1 else "wait"
+        return [warning("nodes.ready", f"{node} does not run, and {what} {verb} in it", fix)]
+    if unfinished:
+        detail = f"{node} does not run; nothing waits in it, but it has acks or given-up messages that others may need"
+        return [warning("nodes.ready", detail, fix) if registered else ok("nodes.ready", detail)]
+    goes = f"{here.directory} may be removed if it is to stay away"
     if registered:
-        return [warning("nodes.ready", f"{node} has died; nothing waits in it", f"start it: `{here.command}`")]
-    return []
+        fix = f"start it: `{here.command}`; or remove the directory, then `yanchat servers --repair`"
+        return [warning("nodes.ready", f"{node} has died; nothing is left in it: {goes}", fix)]
+    return [ok("nodes.ready", f"{node} does not run, and nothing is left in it: {goes}")]
 
 
 async def _descriptors(node: str, at: Path | Remote, cluster: Cluster) -> list[Finding]:
