@@ -6,6 +6,7 @@ from pathlib import Path
 
 import apsw
 import httpx
+from msgspec.structs import replace
 
 from tests.node.cluster import open_cluster
 from tests.running import RunningNode, wait_until
@@ -13,6 +14,7 @@ from yanchat.admin.app import build_app
 from yanchat.admin.control import Control
 from yanchat.client import connect
 from yanchat.config import LimitSettings
+from yanchat.model import Node
 from yanchat.protocol.client_frames import Receipt
 
 
@@ -69,3 +71,16 @@ async def test_a_node_with_a_thread_that_does_not_come_back_is_not_healthy() -> 
     assert (well.status_code, well.json()["healthy"], well.json()["connections"]) == (200, True, 7)
     assert (ill.status_code, ill.json()["healthy"]) == (503, False)
     assert "bus" in ill.json()["reasons"][0]
+
+
+async def test_what_is_not_known_of_a_dead_node_is_not_made_up() -> None:
+    """`/servers` has null for when it was started, not the year 1970."""
+    async with open_cluster("n1") as cluster:
+        node = cluster.nodes["n1"]
+        (record,) = await node.work.registry.nodes()
+        await node.work.registry.join(replace(record, node=Node("n0"), store="other", started_at=0))
+        app = build_app(node.work, node.store, node.store, Control(*[lambda: None] * 2, dict, lambda: 0, LimitSettings))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://node") as http:
+            dead, alive = (await http.get("/servers")).json()["servers"]
+    assert (dead["node"], dead["started_at"]) == ("n0", None)
+    assert alive["started_at"] == record.started_at

@@ -37,13 +37,16 @@ class Kick(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Server(msgspec.Struct):
-    """A node, as the registry knows it; `admin` is its address for HTTP over TCP, if any."""
+    """A node, as the registry knows it; `admin` is its address for HTTP over TCP, if any.
+
+    Of one that is dead not all may be known: then `started_at` is null, and texts are empty.
+    """
 
     node: Node
     state: str
     sessions: int
     heartbeat_age_s: float
-    started_at: int
+    started_at: int | None
     incarnation: str
     version: str
     url: str
@@ -164,7 +167,7 @@ def _server(record: NodeRecord) -> Server:
         record.state,
         record.sessions,
         round(record.age, 1),
-        record.started_at,
+        record.started_at or None,
         record.incarnation,
         record.version,
         record.url,
