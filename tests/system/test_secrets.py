@@ -139,6 +139,20 @@ def test_who_was_refused_and_why_is_in_the_log_without_his_token(scene: Scene) -
     assert line["reason"] == "The token has expired; get a new one."
 
 
+def test_a_flood_of_refusals_does_not_fill_the_log(scene: Scene) -> None:
+    """The node sums it up by itself when the flood is over."""
+    target = f"/ws?token={mint(HS, exp=1)}"
+
+    def summed_up() -> bool:
+        for _ in range(50):
+            with Raw(scene.node.url) as raw:
+                raw.say(raw.request(target=target))
+                raw.answer()
+        return "login.refused_more" in scene.node.log.read_text()
+
+    wait_until(summed_up, "it is said how many more there were")
+
+
 @pytest.mark.parametrize("command", ["send", "listen", "bench", "serve", "token"])
 def test_help_does_not_show_what_is_in_the_environment(scene: Scene, command: str) -> None:
     done = call(

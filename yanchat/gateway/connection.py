@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import structlog
 from websockets.exceptions import ProtocolError
 from websockets.frames import Close
 
@@ -248,10 +247,7 @@ class Connection:
 
     def refuse(self, refused: Refused, *, to_head: bool = False) -> None:
         """Answer in plain HTTP; there will be no WebSocket."""
-        log = structlog.get_logger()
-        (log.info if refused.status in (401, 403) else log.debug)(
-            "login.refused", remote=self.remote, status=refused.status, reason=str(refused)
-        )
+        self._handshake.refusals.log(self.remote, refused)
         self.phase = LEAVING
         self._write(plain_answer(refused, to_head=to_head))
 

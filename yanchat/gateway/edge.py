@@ -261,6 +261,7 @@ class Edge:
                 for fd in self._listeners:
                     self._epoll.modify(fd, READ)
             self._seconds = self._wall() / 1000
+            self._handshake.refusals.sum_up()
             self.flush()
             for n, wire in enumerate(list(self._wires.values()), 1):
                 self._guarded(wire, self._check)

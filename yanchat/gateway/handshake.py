@@ -18,6 +18,7 @@ from websockets.typing import Subprotocol
 from yanchat.errors import Refused
 from yanchat.gateway import admission
 from yanchat.gateway.admission import Admission
+from yanchat.gateway.refusals import Refusals
 from yanchat.gateway.user import SUBPROTOCOL as NAME
 from yanchat.model import OpenId
 from yanchat.node.hub import Outlet, Session
@@ -56,7 +57,7 @@ class Handshake:
     """Answers requests."""
 
     def __init__(self, admission: Admission, door: Door) -> None:
-        self._admission, self._door = admission, door
+        self._admission, self._door, self.refusals = admission, door, Refusals()
 
     def answer(self, received: bytes, caller: Caller) -> Opened | None:
         """Open a session for the request; None when it is not all here yet. Refused: then there is none."""
