@@ -141,12 +141,12 @@ def test_who_was_refused_and_why_is_in_the_log_without_his_token(scene: Scene) -
 
 def test_a_flood_of_refusals_does_not_fill_the_log(scene: Scene) -> None:
     """The node sums it up by itself when the flood is over."""
-    target = f"/ws?token={mint(HS, exp=1)}"
+    expired = {"Authorization": f"Bearer {mint(HS, exp=1)}"}
 
     def summed_up() -> bool:
         for _ in range(50):
             with Raw(scene.node.url) as raw:
-                raw.say(raw.request(target=target))
+                raw.say(raw.request(target="/ws", headers=expired))
                 raw.answer()
         return "login.refused_more" in scene.node.log.read_text()
 
