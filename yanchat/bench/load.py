@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import count
 from typing import Any, Final, NamedTuple
 
@@ -169,9 +168,8 @@ class Client(picows.WSListener):
     def close(self) -> None:
         self._closing = True
         if self.transport is not None:
-            with suppress(Exception):
-                self.transport.send_close(picows.WSCloseCode.OK)
-                self.transport.disconnect()
+            self.transport.send_close(picows.WSCloseCode.OK)
+            self.transport.disconnect()
 
     def send_text(self, frame: str) -> None:
         self.load.figures.frames += 1

@@ -91,7 +91,7 @@ class Adoption:
         now = self._clock.wall()
         rows = await self._with_acks_here(record.rows, now)
         await self._settlement.learn(rows)
-        rows = await self._with_safe_orders(rows, now)
+        rows = self._with_safe_orders(rows, now)
         came = await self._outbox.adopt(rows, now)
         failpoint.hit("adopted")
         keys = tuple(row.envelope.key for row in record.rows)
@@ -110,7 +110,7 @@ class Adoption:
             for row, acked in zip(rows, known, strict=True)
         ]
 
-    async def _with_safe_orders(self, rows: Sequence[Row], now: int) -> list[Row]:
+    def _with_safe_orders(self, rows: Sequence[Row], now: int) -> list[Row]:
         """None may meet a message that is being accepted here, nor lie in the future of our clock.
 
         From now on messages get orders behind those that any of these rows can get; what got one before is before us in
