@@ -49,3 +49,16 @@ def test_who_comes_while_others_are_served_does_not_wait_for_them_to_finish() ->
     for _ in range(100):
         turns.put("mallory", "flood")
     assert "hers" in turns.take(2)
+
+
+def test_what_weighs_much_fills_a_round_alone() -> None:
+    """A message to a hundred is a hundred rows: a batch of such ones holds up nobody for longer than one of others."""
+    turns: Turns[str] = Turns()
+    for _ in range(10):
+        turns.put("mallory", "list", 100)
+    turns.put("ann", "hers")
+    assert turns.take(100) == ["list"]
+    assert turns.take(150) == ["hers", "list", "list"]
+    assert turns.take(50) == ["list"]  # never divided, and never left behind
+    assert turns.take(1000) == ["list"] * 6
+    assert not turns

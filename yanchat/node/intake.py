@@ -24,6 +24,7 @@ from yanchat.tracing import Open
 from yanchat.trail import Trail
 
 MAX_BATCH = 500
+"""Rows that are stored together; a message to many is as many rows, and is not divided."""
 
 
 class _Pushed:
@@ -126,7 +127,7 @@ class Intake:
         for recipient in send.recipients:
             self._backlog.add(sender, recipient)
         waiting = _Waiting(by, sender, name, send, self._clock.wall())
-        self._put(waiting, by if type(by) is Session else sender)
+        self._put(waiting, by if type(by) is Session else sender, len(send.recipients))
         return waiting
 
     def _address(self, waiting: _Waiting) -> None:
@@ -154,11 +155,11 @@ class Intake:
     def refuse(self, session: Session, refusal: Refusal) -> bool:
         """Answer that nothing is stored, behind the answers that are still to come."""
         waiting = _Waiting(session, session.openid, "", refusal, 0)
-        self._put(waiting, session)
+        self._put(waiting, session, 1)
         return session.expect(self._inflight, waiting.size)
 
-    def _put(self, waiting: _Waiting, whose: Session | OpenId) -> None:
-        self._queue.put(whose, waiting)
+    def _put(self, waiting: _Waiting, whose: Session | OpenId, rows: int) -> None:
+        self._queue.put(whose, waiting, rows)
         self._wake.set()
 
     async def run(self) -> None:
