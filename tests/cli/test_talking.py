@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from tests.cli.calls import quick
-from tests.running import DEADLINE, RunningNode, call, finish, read_line, running
+from tests.running import DEADLINE, RunningNode, call, finish, read_line, running, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,13 @@ def send(node: RunningNode, *arguments: str, stdin: str = "", code: int = 0) -> 
     done = call(*made, state=node.state, stdin=stdin) if "-" in arguments else quick(*made, state=node.state)
     assert done.returncode == code, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def untold_of(node: RunningNode, user: str) -> list[dict[str, Any]]:
+    """The messages to him of whose end their senders do not know."""
+    done = quick("outbox", "--to", user, "--state", "untold", "--json", state=node.state)
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
 
 
 def receive(node: RunningNode, user: str, count: int, *arguments: str) -> list[dict[str, Any]]:
@@ -69,8 +76,8 @@ def test_nothing_is_kept_for_a_sender_who_knows_and_has_gone(node: RunningNode, 
     with running("listen", "--as", bob, "--ndjson", state=node.state):
         for count in (1, 100):
             assert len(send(node, bob, "hi", "--count", str(count))) == count
-            untold = quick("outbox", "--to", bob, "--state", "untold", "--json", state=node.state)
-            assert json.loads(untold.stdout) == []
+            # it is written a moment later
+            wait_until(lambda: untold_of(node, bob) == [], "the node knows that the sender knows")
 
 
 def test_what_send_says_to_programs(node: RunningNode, bob: str) -> None:
