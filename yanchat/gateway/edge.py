@@ -62,7 +62,8 @@ class Edge:
         self._touching = self._touch
         """One object for all wires."""
         self._flushes = False
-        self._token: trio.lowlevel.TrioToken | None = None
+        self._flusher: trio.lowlevel.Task | None = None
+        """The task that flushes, while it waits for something to do."""
         self._accepting = True
         self._held: set[Wire] = set()
         """Read no more, so that what was read can be answered."""
@@ -75,16 +76,17 @@ class Edge:
 
     async def run(self) -> None:
         """Serve, as long as the node lives."""
-        self._token = trio.lowlevel.current_trio_token()
         for fd, listener in self._listeners.items():
             listener.setblocking(False)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts has these options, too
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, BYTES_UNSENT)
             self._epoll.register(fd, READ)
         try:
-            while True:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
-                self._turn()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._flush_what_is_touched)
+                while True:
+                    await trio.lowlevel.wait_readable(self._epoll.fileno())
+                    self._turn()
         finally:
             for wire in list(self._wires.values()):
                 self._drop(wire)
@@ -195,10 +197,23 @@ class Edge:
     # -- who has something to send, or has changed ---------------------------------------------------------------------
     def _touch(self, wire: Wire) -> None:
         """Flush this wire, once, when this turn or batch is over."""
-        if not self._flushes and self._token is not None:
-            self._flushes = True
-            self._token.run_sync_soon(self.flush)
         self._touched[wire] = None
+        if not self._flushes and self._flusher is not None:
+            self._flushes = True
+            trio.lowlevel.reschedule(self._flusher)
+            self._flusher = None
+
+    async def _flush_what_is_touched(self) -> None:
+        """Woken as a task, not by `run_sync_soon`, which would cost a write to a pipe and two reads of it."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._flusher = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        while True:
+            self.flush()
+            self._flusher = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(abort)
 
     def flush(self) -> None:
         """Send what all touched connections have, and act on what has become of them."""

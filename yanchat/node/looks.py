@@ -58,13 +58,8 @@ class Looks:
     async def run(self) -> None:
         """Look, as long as the node lives."""
         while True:
-            nudged: dict[OpenId, None] = {}
-            with trio.move_on_at(min(self._calm.values(), default=float("inf"))):
-                nudged = await self._mailboxes.nudged()
+            nudged = await self._nudged()
             now = self._clock.monotonic()
-            for openid in [openid for openid, until in self._calm.items() if until <= now]:
-                del self._calm[openid]
-                nudged[openid] = None
             boxes = []
             for openid in nudged:
                 box = self._mailboxes.boxes.get(openid)
@@ -81,6 +76,19 @@ class Looks:
                     box.looking = False
                     if box.empty:
                         self._mailboxes.nudge(box.openid)
+
+    async def _nudged(self) -> dict[OpenId, None]:
+        """Wait until somebody is to be looked at."""
+        if not self._calm:
+            return await self._mailboxes.nudged()
+        nudged: dict[OpenId, None] = {}
+        with trio.move_on_at(min(self._calm.values())):
+            nudged = await self._mailboxes.nudged()
+        now = self._clock.monotonic()
+        for openid in [openid for openid, until in self._calm.items() if until <= now]:
+            del self._calm[openid]
+            nudged[openid] = None
+        return nudged
 
     async def _round(self, boxes: list[Mailbox]) -> None:
         busy = [box for box in boxes if not box.empty]

@@ -154,8 +154,8 @@ class Database:
         except apsw.Error:
             pass  # somebody else reads: the log stays, and is read at the next opening
         self.connection.close()
-        for file in self._files:
-            file.close()
+        while self._files:
+            self._files.pop().close()
 
     def map_error(self, error: Exception) -> Exception:
         if self._says_full(error):
