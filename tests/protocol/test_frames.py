@@ -16,6 +16,7 @@ from yanchat.errors import Refused
 from yanchat.model import ACKED, GIVEN_UP, Envelope, MessageId, Notice, OpenId, SessionId
 from yanchat.protocol import client_frames, frames, ids
 from yanchat.protocol.session import Conversation, Refusal
+from yanchat.protocol.shapes import Ack, Send
 
 ANN, BOB = OpenId("1879878-NKCNO-NKNK"), OpenId("56C02DF0516B4B079ABFCEC08169E577")
 
@@ -39,11 +40,11 @@ def without(frame: dict, *ours: str) -> dict:
 
 
 def test_the_seeds_send_is_read() -> None:
-    assert frames.decode(json.dumps(SEED["type1_send"])) == frames.Send((BOB,), "20240102", 0, None)
+    assert frames.decode(json.dumps(SEED["type1_send"])) == Send((BOB,), "20240102", 0, None)
 
 
 def test_the_seeds_ack_is_read() -> None:
-    assert frames.decode(json.dumps(SEED["type15_ack"])) == frames.Ack("16516")
+    assert frames.decode(json.dumps(SEED["type15_ack"])) == Ack("16516")
 
 
 def test_the_receipt_is_the_seeds_with_our_keys_added() -> None:
@@ -133,7 +134,7 @@ PARAMS = st.fixed_dictionaries(
 )
 def test_any_json_has_an_answer(frame: dict) -> None:
     event = Conversation(0, 0).receive(json.dumps(frame), 0.0)
-    if isinstance(event, frames.Send):
+    if isinstance(event, Send):
         assert all(frames.OPENID.fullmatch(user) for user in event.recipients)
         assert isinstance(event.text, str)
 
@@ -186,7 +187,7 @@ def test_no_client_sends_faster_than_its_rate_for_long(pauses: list[float]) -> N
 )
 def test_a_file_type_is_carried_as_the_push_has_it(given_type: object, carried: str) -> None:
     sent = frames.decode(json.dumps({"type": 1, "params": {"toMessageId": "b", "message": "", "fileType": given_type}}))
-    assert isinstance(sent, frames.Send)
+    assert isinstance(sent, Send)
     assert str(sent.file_type) == carried
 
 
@@ -213,7 +214,7 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 def test_a_traced_message_carries_its_trace_to_the_push_and_to_the_notice() -> None:
     sent = frames.decode(client_frames.send((BOB,), "hello", traceparent=TRACE))
-    assert isinstance(sent, frames.Send)
+    assert isinstance(sent, Send)
     assert sent.traceparent == TRACE
     traced = replace(envelope(), traceparent=sent.traceparent)
     told = Notice(1, MessageId("0" * 32), BOB, ANN, "r", ACKED, 1, TRACE)
@@ -246,4 +247,4 @@ def test_a_traced_message_carries_its_trace_to_the_push_and_to_the_notice() -> N
 )
 def test_a_traceparent_that_is_none_is_left_out_and_the_message_is_sent_all_the_same(given_trace: object) -> None:
     frame = {"type": 1, "params": {"toMessageId": "b", "message": "x"}, "traceparent": given_trace}
-    assert frames.decode(json.dumps(frame)) == frames.Send((OpenId("b"),), "x", 0, None, "")
+    assert frames.decode(json.dumps(frame)) == Send((OpenId("b"),), "x", 0, None, "")

@@ -10,8 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.protocol.seed import SEED
 from yanchat.protocol import frames
-from yanchat.protocol.frames import Ack, Heartbeat, Send
 from yanchat.protocol.session import Conversation, Refusal
+from yanchat.protocol.shapes import Ack, Heartbeat, Send
 
 RATE, BYTES = 5.0, 2000.0
 

@@ -16,7 +16,8 @@ from yanchat.errors import Refused, RegistryUnavailable
 from yanchat.model import MessageId, Node, OpenId
 from yanchat.node.assembly import Assembly
 from yanchat.protocol import frames
-from yanchat.protocol.frames import Send, check_openid
+from yanchat.protocol.frames import check_openid
+from yanchat.protocol.shapes import Send
 
 SYSTEM: Final = OpenId("system")
 LOCATED_WITHIN: Final = 2.0

@@ -15,10 +15,11 @@ from yanchat.node.storing import FAULT, RETRY_AFTER, Storing, hang_up
 from yanchat.node.turns import Turns
 from yanchat.ports import Clock, Outbox
 from yanchat.protocol import frames
-from yanchat.protocol.frames import Dates, Send
+from yanchat.protocol.frames import Dates
 from yanchat.protocol.ids import Orders, message_id_from_order, message_id_from_request
 from yanchat.protocol.ids import request_id as new_request_id
 from yanchat.protocol.session import Refusal
+from yanchat.protocol.shapes import Send
 from yanchat.telemetry import Counters
 from yanchat.tracing import Open
 from yanchat.trail import Trail

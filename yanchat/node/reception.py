@@ -15,9 +15,10 @@ from yanchat.node.settlement import Settlement
 from yanchat.ports import Clock
 from yanchat.protocol import frames
 from yanchat.protocol.allowance import Share, Shares
-from yanchat.protocol.frames import Ack, Dates, Send
+from yanchat.protocol.frames import Dates
 from yanchat.protocol.ids import SessionIds
 from yanchat.protocol.session import Conversation, Refusal
+from yanchat.protocol.shapes import Ack, Send
 
 
 class Reception:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from yanchat.errors import Refused
 from yanchat.model import ACKED, Envelope, MessageId, Notice, OpenId, SessionId
 from yanchat.protocol.ids import order_text
+from yanchat.protocol.shapes import Ack, AckFrame, Anything, Heartbeat, HeartbeatFrame, Send, SendFrame
 
 OPENID: Final = re.compile(r"[A-Za-z0-9\-_.:@|=+]{1,128}")
 MAX_RECIPIENTS: Final = 100
@@ -29,54 +30,7 @@ json_text = msgspec.json.Encoder().encode
 """Any string as JSON bytes, quotes included."""
 
 
-class Send(msgspec.Struct, frozen=True, gc=False):
-    """Type 1: `{"type": 1, "params": {"toMessageId": "BOB", "message": "hello", "fileType": 0}}`."""
-
-    recipients: tuple[OpenId, ...]
-    text: str
-    file_type: int
-    request_id: str | None
-    traceparent: str = ""
-
-
-class Ack(msgspec.Struct, frozen=True, gc=False):
-    """Type 15: `{"type": 15, "params": {"from": "client", "msgid": "…", "fromUser": "…", "toUser": "…"}}`.
-
-    Only `msgid` counts: who the message is from and for, the node's own record says.
-    """
-
-    message_id: str
-
-
-class Heartbeat(msgspec.Struct, frozen=True, gc=False):
-    """Type 11: `{"type": 11}`."""
-
-
-class _SendParams(msgspec.Struct, gc=False):
-    toMessageId: str | list[str]
-    message: str
-    fileType: int | str = 0
-
-
-class _SendFrame(msgspec.Struct, gc=False, tag_field="type", tag=1):
-    params: _SendParams
-    requestId: str | None = None
-    traceparent: Any = None
-
-
-class _AckParams(msgspec.Struct, gc=False):
-    msgid: str
-
-
-class _AckFrame(msgspec.Struct, gc=False, tag_field="type", tag=15):
-    params: _AckParams
-
-
-class _HeartbeatFrame(msgspec.Struct, gc=False, tag_field="type", tag=11):
-    pass
-
-
-_decode = msgspec.json.Decoder(_SendFrame | _AckFrame | _HeartbeatFrame).decode
+_decode = msgspec.json.Decoder(SendFrame | AckFrame | HeartbeatFrame).decode
 _HEARTBEAT = Heartbeat()
 
 
@@ -90,14 +44,14 @@ def decode(data: bytes | str) -> Send | Ack | Heartbeat:
         raise Refused(400, "The frame is not JSON; send one JSON object in each text frame.") from None
     except RecursionError:
         raise Refused(400, "The frame is nested too deeply.") from None
-    if type(frame) is _SendFrame:
+    if type(frame) is SendFrame:
         return _send(frame)
-    if type(frame) is _AckFrame:
+    if type(frame) is AckFrame:
         return Ack(frame.params.msgid)
     return _HEARTBEAT
 
 
-def _send(frame: _SendFrame) -> Send:
+def _send(frame: SendFrame) -> Send:
     params, request_id = frame.params, frame.requestId
     to = params.toMessageId
     if type(to) is str:
@@ -140,12 +94,7 @@ def usable_traceparent(given: object) -> str:
     return given if isinstance(given, str) and TRACEPARENT.fullmatch(given) else ""
 
 
-class _Anything(msgspec.Struct, gc=False):
-    params: Any = None
-    requestId: Any = None
-
-
-_decode_anything = msgspec.json.Decoder(_Anything).decode
+_decode_anything = msgspec.json.Decoder(Anything).decode
 
 
 def glimpse(data: bytes | str) -> tuple[str, str | None]:

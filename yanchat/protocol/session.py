@@ -12,7 +12,7 @@ import msgspec
 from yanchat.errors import Refused
 from yanchat.protocol import frames
 from yanchat.protocol.allowance import Allowance, Share
-from yanchat.protocol.frames import Ack, Heartbeat, Send
+from yanchat.protocol.shapes import Ack, Heartbeat, Send
 
 BAD_FRAMES_IN_A_ROW = 3
 
