@@ -44,8 +44,8 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(path: Path, megabytes: int) -> Iterator[SmallDisk]:
-    """Mount it at `path`, which is made. Without the right to do so the test is skipped."""
-    path.mkdir()
+    """Mount it at `path`, which is made, or hidden by it. Without the right to do so the test is skipped."""
+    path.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("only root can mount a small disk; tests/contracts fills a store in another way")

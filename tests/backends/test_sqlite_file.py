@@ -9,6 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from tests.small_disk import small_disk
 from yanchat.backends.sqlite import database
 from yanchat.backends.sqlite.database import Database, Schema
 from yanchat.errors import StoreUnavailable
@@ -64,6 +65,23 @@ def test_nothing_is_committed_to_a_file_that_is_not_there_any_more(
         insert(db)
     assert db.execute("SELECT count(*) FROM t").fetchall() == [(1,)]
     kept.replace(file)
+    insert(db)
+
+
+def test_nothing_is_committed_to_a_file_that_was_deleted(db: Database, path: Path) -> None:
+    """Not even when another link to it is left."""
+    insert(db)
+    path.with_name("link").hardlink_to(path)
+    path.unlink()
+    with pytest.raises(StoreUnavailable, match="removed or replaced"):
+        insert(db)
+
+
+def test_nothing_is_committed_to_a_file_that_another_file_system_hides(db: Database, path: Path) -> None:
+    """A disk that is mounted late, over the directory in use: whoever starts the node again would find the other."""
+    insert(db)
+    with small_disk(path.parent, megabytes=1), pytest.raises(StoreUnavailable, match="removed or replaced"):
+        insert(db)
     insert(db)
 
 

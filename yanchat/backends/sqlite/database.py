@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import apsw
 
+from yanchat.backends.sqlite.openfiles import OpenFiles
 from yanchat.errors import StoreUnavailable
 
 R = TypeVar("R")
@@ -53,7 +54,7 @@ class Database:
             raise self._cannot_open(error) from error
         try:
             self._set_up(schema, full)
-            self._files = [_Place(name) for name in (path, path.with_name(f"{path.name}-wal"))]
+            self._files = OpenFiles(path, path.with_name(f"{path.name}-wal"))
         except (apsw.Error, OSError) as error:
             self.connection.close()
             raise self._cannot_open(error) from error
@@ -133,11 +134,9 @@ class Database:
 
     def _assert_in_place(self) -> None:
         """What is committed to a file that somebody has removed or replaced is gone when it is closed."""
-        for file in self._files:
-            if not file.stands:
-                raise StoreUnavailable(
-                    f"{file.path} was removed or replaced while it was in use; start the node again."
-                )
+        path = self._files.displaced()
+        if path is not None:
+            raise StoreUnavailable(f"{path} was removed or replaced while it was in use; start the node again.")
 
     def _assert_transaction(self) -> None:
         """A full disk makes SQLite roll back by itself; what is run after that would be on its own."""
@@ -154,8 +153,7 @@ class Database:
         except apsw.Error:
             pass  # somebody else reads: the log stays, and is read at the next opening
         self.connection.close()
-        while self._files:
-            self._files.pop().close()
+        self._files.close()
 
     def map_error(self, error: Exception) -> Exception:
         if self._says_full(error):
@@ -196,30 +194,6 @@ class Database:
             self.connection.wal_checkpoint(mode=mode)
         except apsw.Error:
             pass  # the commit stands; the next one tries again
-
-
-class _Place:
-    """Where an open file stands in the file system.
-
-    Not asked by `stat`: after that the next write must give the file another time of change, which the next
-    fdatasync has to write, too (a third of its time).
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fd = os.open(path, os.O_PATH | os.O_CLOEXEC)  # closing another kind would end SQLite's locks
-        self._was = self._is()
-
-    def _is(self) -> str:
-        return os.readlink(f"/proc/self/fd/{self._fd}")
-
-    @property
-    def stands(self) -> bool:
-        """Whether the path still leads to it; one that was removed is called so by the kernel."""
-        return self._is() == self._was
-
-    def close(self) -> None:
-        os.close(self._fd)
 
 
 class _Patience:
