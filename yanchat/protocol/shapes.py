@@ -33,29 +33,39 @@ class Heartbeat(msgspec.Struct, frozen=True, gc=False):
 
 
 class SendParams(msgspec.Struct, gc=False):
+    """What a type 1 says, before its values are checked."""
+
     toMessageId: str | list[str]
     message: str
     fileType: int | str = 0
 
 
 class SendFrame(msgspec.Struct, gc=False, tag_field="type", tag=1):
+    """Type 1 as it stands on the wire. A traceparent may be anything: one that is none is left out."""
+
     params: SendParams
     requestId: str | None = None
     traceparent: Any = None
 
 
 class AckParams(msgspec.Struct, gc=False):
+    """What a type 15 says that counts."""
+
     msgid: str
 
 
 class AckFrame(msgspec.Struct, gc=False, tag_field="type", tag=15):
+    """Type 15 as it stands on the wire."""
+
     params: AckParams
 
 
 class HeartbeatFrame(msgspec.Struct, gc=False, tag_field="type", tag=11):
-    pass
+    """Type 11 as it stands on the wire."""
 
 
 class Anything(msgspec.Struct, gc=False):
+    """Any JSON object: what is looked for in a frame that was refused."""
+
     params: Any = None
     requestId: Any = None
