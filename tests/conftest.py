@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ pytest_plugins = ["tests.services_plugin"]
 
 settings.register_profile("yanchat", deadline=None)  # a busy machine is no failure
 settings.load_profile("yanchat")
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
