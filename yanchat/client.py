@@ -204,17 +204,29 @@ async def _websocket(
                 with trio.move_on_after(CLOSE_SECONDS):
                     await websocket.aclose()
             nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:  # one reason is enough: what came out of the body, else the library's own
+    except BaseExceptionGroup as group:
         if body is None and closing:
             return  # the library stumbles over a ping that comes after it has begun to close
-        if body is not None and (
-            not isinstance(body, trio.Cancelled) or trio.current_effective_deadline() == -math.inf
-        ):
-            raise body from None
-        if body is not None:
-            raise Disconnected(1006, "") from None
+        raise _reason(group, body) from None
+
+
+def _reason(group: BaseExceptionGroup[BaseException], body: BaseException | None) -> BaseException:
+    """One is enough: what came out of the body, else the library's own.
+
+    Unless we are cancelled from outside, what is Cancelled in it comes from a nursery that is over. It would pass any
+    `except*`, and end whatever nursery it meets without a word.
+    """
+    if body is None:
         reasons = [error for error in group.exceptions if not isinstance(error, trio.Cancelled)]
-        raise (reasons or group.exceptions)[0] from None
+        return (reasons or group.exceptions)[0]
+    if trio.current_effective_deadline() == -math.inf:
+        return body
+    rest: BaseException | None = body
+    if isinstance(body, trio.Cancelled):
+        rest = None
+    elif isinstance(body, BaseExceptionGroup):
+        rest = body.split(trio.Cancelled)[1]
+    return rest or Disconnected(1006, "")
 
 
 async def _secure_stream(host: str, port: int) -> trio.SSLStream[trio.SocketStream]:

@@ -10,7 +10,7 @@ import trio
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from yanchat.client import Client, Disconnected, connect, stay_connected
+from yanchat.client import Client, Disconnected, _reason, connect, stay_connected
 from yanchat.errors import NotAllowed, Unreachable, UsageError
 
 HELLO = b'{"type":6,"params":{"openid":"ann","userName":"ann","sessionId":"n_ann_1","node":"n","pending":false}}'
@@ -182,3 +182,21 @@ async def test_when_no_node_takes_the_first_session_that_is_the_end(nursery: tri
 
     with pytest.raises(Unreachable, match="Connection refused"):
         await stay_connected(find, "ann", converse, lost=print)
+
+
+async def test_what_comes_out_when_a_connection_breaks_cancels_nobody_else() -> None:
+    """While the library's reader fails, one task of the body is told so and another one is cancelled.
+
+    That Cancelled belongs to a nursery that is over: whatever nursery it met next would end without a word.
+    """
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled as error:
+            stale = error
+            assert _reason(BaseExceptionGroup("", [error]), error) is error, "we are to end"
+    broken = BaseExceptionGroup("", [Disconnected(1006, ""), BaseExceptionGroup("", [stale])])
+    for body, count in ((broken, 1), (BaseExceptionGroup("", [stale]), 0), (stale, 0)):
+        reason = _reason(BaseExceptionGroup("", [body]), body)
+        assert isinstance(reason, ExceptionGroup if count else Disconnected)
