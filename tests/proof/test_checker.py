@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.proof.chaos.check import INVARIANTS, check
+from tests.proof.chaos.check import INVARIANTS, IncompleteHistory, check
 from tests.proof.chaos.run import main
 
 Event = dict[str, Any]
@@ -33,7 +33,7 @@ def whole() -> list[Event]:
     events += [takes, {"what": "phase", "name": "faults"}, {"what": "phase", "name": "calm"}]
     events += [{"what": "registry", "code": 0, "document": []}, {"what": "backlog", "pending": 0}]
     events += [{"what": "phase", "name": "coda"}, dict(takes)]
-    events += [{"what": "audit", "code": 0, "document": {"accepted": 5, "delivered": 5}}]
+    events += [{"what": "audit", "code": 0, "document": {"accepted": 5, "delivered": 5}}, {"what": "end"}]
     for number, event in enumerate(events):
         event["t"] = event["begun"] = float(number)
     return events
@@ -140,3 +140,10 @@ def test_a_history_is_judged_again_by_the_command(tmp_path: Path, capsys: pytest
     assert main(["--check", str(write(good, tmp_path / "good"))]) == 0
     assert main(["--check", str(write(bad, tmp_path / "bad"))]) == 10
     assert "1  BROKEN  no receipted message is lost" in capsys.readouterr().out
+
+
+def test_a_run_that_ended_early_is_no_verdict(tmp_path: Path) -> None:
+    path = tmp_path / "history.ndjson"
+    path.write_text("".join(json.dumps(event) + "\n" for event in whole() if event["what"] != "end"))
+    with pytest.raises(IncompleteHistory, match="ends before the run did"):
+        check(path)

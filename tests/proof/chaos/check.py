@@ -38,6 +38,10 @@ class Verdict(NamedTuple):
         return not any(self.broken.values())
 
 
+class IncompleteHistory(Exception):
+    """Nothing can be concluded from it."""
+
+
 class _Run:
     """The history, sorted by what is asked of it."""
 
@@ -84,6 +88,8 @@ class _Run:
 def check(path: Path) -> Verdict:
     """Judge a history."""
     run = _Run(path)
+    if not any(run.of("end")):
+        raise IncompleteHistory(f"{path} ends before the run did: it says nothing of what should have come.")
     parts = (_lost, _strange, _twice, _order, _told, _books, _registry, _backlog, _gone, _flat)
     broken = {number: list(part(run)) for number, part in enumerate(parts, 1)}
     return Verdict(broken, _figures(run))

@@ -62,6 +62,7 @@ async def chaos(plan: Plan, directory: Path, history: History) -> None:
             for user in crowd.users:
                 nursery.start_soon(user.live)
             await _run(plan, site, crowd, Faults(site, random.Random(rng.getrandbits(32)), plan.faults, plan.minutes))
+            history.note("end")
             nursery.cancel_scope.cancel()
 
 
