@@ -20,7 +20,7 @@ from trio._core import _run
 class VirtualClock(trio.abc.Clock):
     """Costs one turn of trio's loop for each instant at which anything happens.
 
-    `sleep` and `sleep_until` stand for trio's while it runs: those cancel a scope each time, which would cost half of a run.
+    `sleep` and `sleep_until` stand for trio's while it runs: those cancel a scope each time, half of what a run costs.
     """
 
     def __init__(self) -> None:
