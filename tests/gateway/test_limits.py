@@ -206,3 +206,18 @@ def test_who_reads_again_in_time_goes_on(impatient: Gate) -> None:
                 assert push["msg"]["params"]["message"] == words
                 slow.say(text(ack(push)))
                 time.sleep(0.02)
+
+
+def test_who_reads_a_little_at_a_time_goes_on(impatient: Gate) -> None:
+    """So slowly that for longer than `stalled` nothing more fits into what the kernel keeps for it."""
+    for _ in still_well(impatient):
+        with sleepy(impatient, "sipper") as sipper:
+            texts = fill(impatient, "sipper", 100)
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                sipper.buffer += sipper.sock.recv(2048)
+                time.sleep(0.05)
+            for words in texts:
+                push = sipper.json(2)
+                assert push["msg"]["params"]["message"] == words
+                sipper.say(text(ack(push)))

@@ -6,7 +6,10 @@ What they pass between here and there, as TLS, is in layers.py.
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Callable
+from fcntl import ioctl
+from termios import TIOCOUTQ
 from typing import Final
 
 from yanchat.config import LimitSettings
@@ -28,7 +31,19 @@ EXPIRED: Final = 4003
 class Wire(Connection):
     """All its times are seconds of the edge's own clock, which is handed in; 0 for not running."""
 
-    __slots__ = ("_touch", "fd", "heard", "next_ping", "polled", "seen", "since", "sock", "stalled", "writable")
+    __slots__ = (
+        "_touch",
+        "fd",
+        "heard",
+        "next_ping",
+        "polled",
+        "seen",
+        "since",
+        "sock",
+        "stalled",
+        "untaken",
+        "writable",
+    )
 
     def __init__(
         self,
@@ -51,6 +66,8 @@ class Wire(Connection):
         self.next_ping = next_ping
         self.stalled = 0.0
         """Since when the client has read nothing of what waits for it."""
+        self.untaken = 0
+        """How many bytes lay in the kernel at that time."""
 
     def touch(self) -> None:
         self._touch(self)
@@ -86,7 +103,7 @@ class Wire(Connection):
         else:
             self.writable = False
             if sent or not self.stalled:
-                self.stalled = clock
+                self.stalled, self.untaken = clock, _untaken(self.sock)
             self.sent(data[sent:])
 
     def advance(self, clock: float) -> bool:
@@ -114,10 +131,26 @@ class Wire(Connection):
         elif self.stalled:
             full = self.buffered > limits.outgoing_buffer
             if clock - self.stalled > (min(FULL_SECONDS, limits.stalled) if full else limits.stalled):
-                self.close(TOO_SLOW, "too slow")
+                self._let_go_or_wait(clock)
         elif self.reading and clock - self.heard > limits.idle:
             self.close(IDLE, "idle")
         elif clock >= self.next_ping:
             self.next_ping = next_ping
             self.ping(b"alive")
         return False
+
+    def _let_go_or_wait(self, clock: float) -> None:
+        """Nothing more fits into the kernel; whoever reads so slowly that it is long until something does, reads."""
+        untaken = _untaken(self.sock)
+        if untaken < self.untaken:
+            self.stalled, self.untaken = clock, untaken
+        else:
+            self.close(TOO_SLOW, "too slow")
+
+
+def _untaken(sock: socket.socket) -> int:
+    """Bytes that were sent and that the other side's kernel has not taken (tcp(7), SIOCOUTQ)."""
+    try:
+        return int(struct.unpack("i", ioctl(sock, TIOCOUTQ, b"\0" * 4))[0])
+    except OSError:
+        return 0
