@@ -25,6 +25,9 @@ _STEP = """UPDATE outbox SET settled_at = CASE WHEN ?2 > rank THEN ?7 ELSE settl
  rank = max(rank, ?2), told_at = CASE WHEN ?3 > told THEN ?8 ELSE told_at END, told = max(told, ?3),
  attempts = max(attempts, ?4), sent_at = CASE WHEN sent_at = 0 THEN ?5 ELSE sent_at END,
  arrived_at = CASE WHEN arrived_at = 0 THEN ?6 ELSE arrived_at END WHERE ord = ?1"""
+# What nearly every ack does: a short statement, which also says by the number of rows that changed what rose.
+_ACK = f"""UPDATE outbox SET rank = {ACKED}, settled_at = ?4, attempts = max(attempts, ?2),
+ sent_at = CASE WHEN sent_at = 0 THEN ?3 ELSE sent_at END WHERE ord = ?1 AND rank = {OPEN} AND moved_at = 0"""
 # A row is found by the order that its id carries (between ?3 and ?4), else by the index of ids.
 _BY_ORDER = "ord >= ?3 AND ord < ?4 AND message_id = ?1 AND recipient = ?2"
 _BY_ID = "ord = (SELECT ord FROM ids WHERE message_id = ?1 AND recipient = ?2)"
@@ -113,6 +116,16 @@ def record(db: Database, steps: Sequence[Step]) -> None:
         for step in steps
     )
     db.executemany(_STEP, values).fetchall()
+
+
+def acked(db: Database, steps: Sequence[Step]) -> None:
+    """As `record` of steps that do nothing but raise to ACKED, with when and how often it was sent: quicker."""
+    before = db.connection.total_changes()
+    db.executemany(_ACK, [(step.order, step.attempts, step.sent_at, step.settled_at) for step in steps]).fetchall()
+    risen = db.connection.total_changes() - before
+    count(db, "delivered", risen)
+    if risen < len(steps):  # repeated, or given up before
+        record(db, steps)
 
 
 def settle(db: Database, keys: Sequence[Key], rank: int, told: int, at: int) -> list[Row]:

@@ -180,7 +180,7 @@ class Store(Outbox, Inbox):
 
         def work(db: Database) -> list[int]:
             failpoint.hit("before-ack-commit")
-            rows.record(db, own)
+            rows.acked(db, own)
             return rows.ack(db, entries)
 
         places = await self._lane.run(work)
