@@ -98,6 +98,31 @@ async def test_a_failure_in_one_connection_ends_that_one_with_1011() -> None:
         await alone(edge)
 
 
+async def test_a_failure_while_a_connection_is_taken_ends_that_one_and_it_counts_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving() as (edge, url, _):
+
+        def fail(_: object, address: str) -> bool:
+            raise ZeroDivisionError
+
+        def none() -> None:
+            with Raw(url) as client:
+                assert not client.more()
+
+        def talk() -> None:
+            with talker(url, "calm") as calm:
+                calm.say(text("x"))
+                assert calm.json() == {"type": 12}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Admission, "announced", fail)
+            await beside(none)
+        assert edge._admission._total == 0
+        await beside(talk)
+        await alone(edge)
+
+
 async def test_a_failure_at_the_login_is_answered_with_500() -> None:
     async with serving() as (edge, url, _):
 

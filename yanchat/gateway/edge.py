@@ -159,6 +159,9 @@ class Edge:
             except OSError as error:
                 structlog.get_logger().warning("edge.accept_failed", error=str(error))
                 sock.close()
+            except Exception:
+                structlog.get_logger().exception("edge.connection_failed", remote=address[0])
+                sock.close()
 
     def _welcome(self, sock: socket.socket, remote: str) -> None:
         sock.setblocking(False)
@@ -172,7 +175,11 @@ class Edge:
                 sock.recv(BYTES_A_READ)  # a socket closed with its request unread is reset, and the answer lost
             return
         remote = sys.intern(remote)
-        wire = self._wire(sock, remote)
+        try:
+            wire = self._wire(sock, remote)
+        except BaseException:
+            self._admission.disconnect(remote)
+            raise
         self._wires[wire.fd] = wire
         try:
             self._epoll.register(wire.fd, READ)
@@ -186,7 +193,7 @@ class Edge:
         announce = self._admission.move if self._admission.announced(remote) else None
         if announce is None and self._contexts is None:
             return Wire(*parts)
-        return LayeredWire(*parts, announce=announce, contexts=self._contexts)
+        return LayeredWire(*parts, announce, self._contexts)
 
     def _accept_later(self) -> None:
         """No descriptors left, or no memory: the listeners rest until the next sweep."""

@@ -5,14 +5,17 @@ TLS is bytes in, bytes out as well (ssl.MemoryBIO): it needs no task and no sock
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
+from yanchat.config import LimitSettings
 from yanchat.errors import Refused
 from yanchat.gateway.admission import plain_answer
 from yanchat.gateway.connection import LEAVING
+from yanchat.gateway.handshake import Handshake
 from yanchat.gateway.proxy import read_announcement
 from yanchat.gateway.tls import Contexts
 from yanchat.gateway.wire import Wire
@@ -43,9 +46,20 @@ class LayeredWire(Wire):
         "_tls",
     )
 
-    def __init__(self, *wire: Any, announce: Announce | None, contexts: Contexts | None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        remote: str,
+        limits: LimitSettings,
+        handshake: Handshake,
+        touch: Callable[[Wire], None],
+        clock: float,
+        next_ping: float,
+        announce: Announce | None,
+        contexts: Contexts | None,
+    ) -> None:
         """`announce` takes the address out of the PROXY header, or refuses it; without it none is expected."""
-        super().__init__(*wire)
+        super().__init__(sock, remote, limits, handshake, touch, clock, next_ping)
         self._announce, self._contexts, self._head = announce, contexts, b""
         self._tls: ssl.SSLObject | None = None
         """There from the first byte on: who says nothing costs nothing."""
@@ -157,8 +171,7 @@ class LayeredWire(Wire):
                 return
             if sent < len(self._sealed):
                 self._sealed, self.out, self.writable = self._sealed[sent:], [data], False
-                if sent or not self.stalled:
-                    self.stalled = clock
+                self.begin_stall(clock, sent)
                 return
             unsent = data[self._sealing :]
             self._sealed, self._sealing, self.stalled = b"", 0, 0.0

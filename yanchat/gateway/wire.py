@@ -102,9 +102,13 @@ class Wire(Connection):
             self.sent(b"")
         else:
             self.writable = False
-            if sent or not self.stalled:
-                self.stalled, self.untaken = clock, _untaken(self.sock)
+            self.begin_stall(clock, sent)
             self.sent(data[sent:])
+
+    def begin_stall(self, clock: float, sent: int) -> None:
+        """The kernel has taken no more than this: from now on the client is awaited."""
+        if sent or not self.stalled:
+            self.stalled, self.untaken = clock, _untaken(self.sock)
 
     def advance(self, clock: float) -> bool:
         """Act upon another phase; true when the socket may go."""
