@@ -1,32 +1,27 @@
-"""The one task that serves all sockets: who is accepted, who is read and written now, who has had their time."""
+"""The one task that serves all sockets: who is read and written now, who has had their time."""
 
 from __future__ import annotations
 
 import select
 import socket
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from errno import ECONNABORTED
 from typing import Final
 
 import structlog
 import trio
 
 from yanchat.config import LimitSettings, Settings
-from yanchat.errors import Refused
-from yanchat.gateway.admission import Admission, plain_answer
+from yanchat.gateway.accepting import Accepting
+from yanchat.gateway.admission import Admission
 from yanchat.gateway.auth import open_authenticator
 from yanchat.gateway.connection import GONE, INTERNAL_ERROR
 from yanchat.gateway.handshake import Door, Handshake
 from yanchat.gateway.layers import LayeredWire
 from yanchat.gateway.tls import Contexts, open_tls
-from yanchat.gateway.wire import BYTES_A_READ, BYTES_UNSENT, Wire
+from yanchat.gateway.wire import Wire
 
-EVENTS_A_TURN, BYTES_A_TURN, ACCEPTS_A_TURN = 256, 65_536, 64
+EVENTS_A_TURN, BYTES_A_TURN = 256, 65_536
 CHECKS_AT_ONCE: Final = 1000
-WAITING_AT_MOST: Final = 4096
-"""What a listening socket holds of those who are not accepted yet."""
 READ, WRITE, LOST = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
 
 
@@ -44,7 +39,6 @@ class Edge:
         contexts: Contexts | None = None,
     ) -> None:
         """`now` in monotonic seconds, `wall` in milliseconds; with `contexts` TLS is spoken."""
-        self._listeners = {listener.fileno(): listener for listener in listeners}
         self._admission, self._limits, self._now, self._wall = admission, limits, now, wall
         self._contexts = contexts
         self._handshake = Handshake(admission, door)
@@ -56,6 +50,7 @@ class Edge:
         self._next_ping = self._clock + limits.ping
         """When a wire that is asked now is asked again."""
         self._epoll = select.epoll()
+        self._accepting = Accepting(listeners, self._epoll, admission, self._welcome, lambda: self._contexts is None)
         self._events: list[tuple[int, int]] = []
         self._wires: dict[int, Wire] = {}
         self._touched: dict[Wire, None] = {}
@@ -64,7 +59,6 @@ class Edge:
         self._flushes = False
         self._flusher: trio.lowlevel.Task | None = None
         """The task that flushes, while it waits for something to do."""
-        self._accepting = True
         self._held: set[Wire] = set()
         """Read no more, so that what was read can be answered."""
         self.empty = trio.Event()
@@ -76,11 +70,7 @@ class Edge:
 
     async def run(self) -> None:
         """Serve, as long as the node lives."""
-        for fd, listener in self._listeners.items():
-            listener.setblocking(False)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts has these options, too
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, BYTES_UNSENT)
-            self._epoll.register(fd, READ)
+        self._accepting.begin()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._flush_what_is_touched)
@@ -110,8 +100,7 @@ class Edge:
         for n, (fd, event) in enumerate(events, 1):
             wire = self._wires.get(fd)
             if wire is None:
-                if fd in self._listeners:
-                    self._accept(self._listeners[fd])
+                self._accepting.accept(fd)
                 continue
             if event & WRITE:
                 wire.writable = True
@@ -141,40 +130,8 @@ class Edge:
                 self._drop(wire)
             return 0
 
-    # -- who comes -----------------------------------------------------------------------------------------------------
-    def _accept(self, listener: socket.socket, most: int = ACCEPTS_A_TURN) -> None:
-        for _ in range(most):
-            try:
-                sock, address = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno == ECONNABORTED:
-                    continue
-                structlog.get_logger().warning("edge.accept_failed", error=str(error))
-                self._accept_later()
-                return
-            try:
-                self._welcome(sock, str(address[0]))
-            except OSError as error:
-                structlog.get_logger().warning("edge.accept_failed", error=str(error))
-                sock.close()
-            except Exception:
-                structlog.get_logger().exception("edge.connection_failed", remote=address[0])
-                sock.close()
-
     def _welcome(self, sock: socket.socket, remote: str) -> None:
-        sock.setblocking(False)
-        try:
-            self._admission.connect(remote)
-        except Refused as refused:  # answered and forgotten: one too many must not cost what the others cost
-            with sock, suppress(OSError):
-                if self._contexts is None:
-                    sock.send(plain_answer(refused))
-                sock.shutdown(socket.SHUT_WR)
-                sock.recv(BYTES_A_READ)  # a socket closed with its request unread is reset, and the answer lost
-            return
-        remote = sys.intern(remote)
+        """Serve somebody whom admission counts by now."""
         try:
             wire = self._wire(sock, remote)
         except BaseException:
@@ -194,12 +151,6 @@ class Edge:
         if announce is None and self._contexts is None:
             return Wire(*parts)
         return LayeredWire(*parts, announce, self._contexts)
-
-    def _accept_later(self) -> None:
-        """No descriptors left, or no memory: the listeners rest until the next sweep."""
-        self._accepting = False
-        for fd in self._listeners:
-            self._epoll.modify(fd, 0)
 
     # -- who has something to send, or has changed ---------------------------------------------------------------------
     def _touch(self, wire: Wire) -> None:
@@ -278,10 +229,7 @@ class Edge:
             self._clock += min(now - last, 2 * tick)
             self._next_ping = self._clock + limits.ping
             last = now
-            if not self._accepting:
-                self._accepting = True
-                for fd in self._listeners:
-                    self._epoll.modify(fd, READ)
+            self._accepting.go_on()
             self._seconds = self._wall() / 1000
             self._handshake.refusals.sum_up()
             self.flush()
@@ -302,12 +250,7 @@ class Edge:
         `others_listen`: somebody else holds these sockets as well, and whoever is not accepted waits for him there.
         """
         self.empty = trio.Event()
-        for fd, listener in self._listeners.items():
-            if not others_listen:
-                self._accept(listener, WAITING_AT_MOST)
-            self._epoll.unregister(fd)
-            listener.close()
-        self._listeners = {}
+        self._accepting.stop(others_listen)
         if not self._wires:
             self.empty.set()
 
