@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from yanchat import build
+
 pytest_plugins = ["tests.services_plugin"]
 
 settings.register_profile("yanchat", deadline=None)  # a busy machine is no failure
@@ -17,6 +19,10 @@ settings.load_profile("yanchat")
 
 # A shell that starts the suite in the background has it ignore Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header() -> str:
+    return f"yanchat: {build()}"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import structlog
 import trio
 
-from yanchat import __version__, failpoint
+from yanchat import __version__, build, failpoint
 from yanchat.admin.control import Control
 from yanchat.admin.server import serve_admin
 from yanchat.admin.tcp import Tcp, open_tcp
@@ -188,7 +188,9 @@ async def _run(it: _Running, admin_socket: Path, ready: Callable[[str], None]) -
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(*GARBAGE)
-                structlog.get_logger().info("node.ready", node=it.work.node, url=it.places.url, version=__version__)
+                structlog.get_logger().info(
+                    "node.ready", node=it.work.node, url=it.places.url, version=__version__, build=build()
+                )
                 it.manager.tell(READY=1)
                 nursery.start_soon(keep_watch, it.manager, it.control.lanes, status)
                 nursery.start_soon(give_back_memory)

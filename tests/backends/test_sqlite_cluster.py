@@ -167,6 +167,7 @@ async def test_a_record_that_is_not_understood_is_counted_and_passed_over(tmp_pa
     assert counters.bus_unreadable == 1
 
 
+@pytest.mark.plain
 async def test_what_cannot_be_stored_is_told_and_the_next_goes_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +259,7 @@ async def test_nothing_outlives_a_restart_of_the_machine(tmp_path: Path) -> None
         reader.close()
 
 
+@pytest.mark.plain
 async def test_a_locked_file_is_a_registry_that_cannot_be_reached_but_can_be_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,7 @@ def test_a_lock_is_waited_for(db: Database, path: Path) -> None:
     other.close()
 
 
+@pytest.mark.plain
 def test_a_lock_is_not_waited_for_for_ever(db: Database, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     other = Database(path, SCHEMA, full=True)
@@ -189,6 +190,7 @@ def test_reading_needs_no_lock(db: Database, path: Path) -> None:
 
 
 # -- size --------------------------------------------------------------------------------------------------------------
+@pytest.mark.plain
 def test_the_log_starts_over(db: Database, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "CHECKPOINT_PAGES", 50)
     for _ in range(500):
@@ -196,6 +198,7 @@ def test_the_log_starts_over(db: Database, path: Path, monkeypatch: pytest.Monke
     assert path.with_name("a.db-wal").stat().st_size < 200 * 4096
 
 
+@pytest.mark.plain
 def test_a_log_that_a_reader_held_is_cut_back_when_he_is_gone(
     db: Database, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

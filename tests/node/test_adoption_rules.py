@@ -124,6 +124,7 @@ RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
 }
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("name", RULES)
 async def test_a_program_without_the_rule_is_found_out(name: str, autojump_clock: object) -> None:
     """The test of a rule fails when the rule is left out."""

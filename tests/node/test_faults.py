@@ -239,6 +239,7 @@ async def test_an_ack_that_cannot_be_recorded_by_a_fault_of_ours_is_refused_alon
         await ann.until(lambda ann: len(ann.told) == 2, within=30)
 
 
+@pytest.mark.plain
 async def test_whoever_may_have_no_answer_by_a_fault_of_ours_connects_again(autojump_clock: object) -> None:
     """What was stored is delivered all the same, and the repeated request is the same message."""
     async with open_cluster("n1") as cluster:
@@ -264,6 +265,7 @@ async def test_whoever_may_have_no_answer_by_a_fault_of_ours_connects_again(auto
         await bob.until(lambda bob: bob.texts == ["hello", "more"])
 
 
+@pytest.mark.plain
 async def test_a_fault_of_ours_after_an_ack_was_recorded_leaves_the_node_at_work(autojump_clock: object) -> None:
     """His connection is closed, and when he acks again, the loop closes."""
     async with open_cluster("n1") as cluster:

@@ -352,6 +352,7 @@ async def test_the_rule_holds(name: str, autojump_clock: object) -> None:
     await RULES[name].holds()
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("name", RULES)
 async def test_a_program_without_the_rule_is_found_out(name: str, autojump_clock: object) -> None:
     """The test of a rule fails when the rule is left out: none of them is idle."""

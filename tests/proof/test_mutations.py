@@ -7,7 +7,7 @@ import pytest
 from tests.proof.mutations import ISSUE
 from tests.proof.simulate import find
 
-pytestmark = pytest.mark.usefixtures("without_logs")
+pytestmark = [pytest.mark.usefixtures("without_logs"), pytest.mark.plain]
 
 
 @pytest.mark.parametrize("name", ISSUE)

@@ -22,7 +22,7 @@ PATIENCE = 300.0
 
 def install(root: Path, **more: str) -> Path:
     """Run the script, with these variables; the program that is current behind it."""
-    call = [ROOT / "scripts" / "install", "--root", root]
+    call = [ROOT / "scripts" / "install", "--root", root, "--plain"]
     done = subprocess.run(
         call, capture_output=True, text=True, timeout=PATIENCE, check=False, env={**os.environ, **more}
     )
@@ -122,4 +122,4 @@ def test_a_wrong_call_is_answered_with_how_it_is_called() -> None:
         [ROOT / "scripts" / "install", "--bogus"], capture_output=True, text=True, timeout=DEADLINE, check=False
     )
     assert done.returncode == 2
-    assert "scripts/install [--root DIR]" in done.stderr
+    assert "scripts/install [--root DIR] [--plain]" in done.stderr

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from yanchat import __version__
+from yanchat import __version__, build
 from yanchat.admin.control import Control
 from yanchat.admin.health import unready
 from yanchat.errors import YanchatError
@@ -109,8 +109,13 @@ class _Node(Collector):
 
     def collect(self) -> Iterator[Metric]:
         counters = self._work.counters
-        build = {"version": __version__, "python": platform.python_version(), "node": self._work.node}
-        yield InfoMetricFamily("yanchat_build", "What runs here, and under which name the others know it.", build)
+        about = {
+            "version": __version__,
+            "build": build(),
+            "python": platform.python_version(),
+            "node": self._work.node,
+        }
+        yield InfoMetricFamily("yanchat_build", "What runs here, and under which name the others know it.", about)
         for name, text, count in COUNTERS:
             yield CounterMetricFamily(f"yanchat_{name}", text, count(counters))
         yield CounterMetricFamily("yanchat_logins", "Sessions that were opened.", self._work.hub.opened)

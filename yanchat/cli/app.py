@@ -40,13 +40,13 @@ WrongCall: type[Exception] = typer.BadParameter.__mro__[2]
 
 def _version(asked: bool) -> None:
     if asked:
-        from yanchat import __version__
+        from yanchat import __version__, build
 
-        typer.echo(f"yanchat {__version__}")
+        typer.echo(f"yanchat {__version__}{' (compiled)' if build() == 'compiled' else ''}")
         raise typer.Exit
 
 
-def build() -> typer.Typer:
+def commands() -> typer.Typer:
     """All commands, in the order in which help shows them."""
     app = typer.Typer(
         name="yanchat",
@@ -107,7 +107,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _call(arguments: list[str]) -> int:
-    program = typer.main.get_command(build())
+    program = typer.main.get_command(commands())
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     try:

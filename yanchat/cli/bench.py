@@ -36,7 +36,7 @@ def bench(
     pairs: Annotated[int, typer.Option(min=1, max=20_000, metavar="N", help="A sender and a recipient each.")] = 50,
     depth: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Messages under way in each pair.")] = 4,
     seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="How long it is measured.")] = 10.0,
-    size: Annotated[int, typer.Option(min=0, max=60_000, metavar="BYTES", help="Of each text.")] = 200,
+    size: Annotated[int, typer.Option(min=0, max=65_000, metavar="BYTES", help="Of each text.")] = 200,
     idle: Annotated[int, typer.Option(min=0, metavar="N", help="Further clients, who only are there.")] = 0,
     request_ids: Annotated[bool, flag("--request-ids", "Give each message a requestId.")] = False,
     token: Annotated[
@@ -175,7 +175,7 @@ class _Progress:
 
 
 def _report(plan: Plan, run: Run, settings: Settings) -> dict[str, Any]:
-    from yanchat import __version__
+    from yanchat import __version__, build
     from yanchat.bench.figures import percentile
     from yanchat.bench.processes import machine
 
@@ -185,6 +185,7 @@ def _report(plan: Plan, run: Run, settings: Settings) -> dict[str, Any]:
     node_memory = [used.memory for name, used in run.spent.items() if name != "load"]
     return {
         "version": __version__,
+        "build": build(),
         "profile": settings.node.profile,
         "nodes": len(plan.urls),
         "pairs": plan.pairs,
@@ -232,7 +233,7 @@ def _tell(call: Call, report: dict[str, Any], figures: Figures) -> None:
     out.line(f"{report['loops_per_s']:,.0f} closed loops/s ({report['frames_per_s']:,.0f} frames/s)", "bold")
     out.line(
         f"{report['pairs']} pairs x {report['depth']}, {report['size']} bytes, {report['nodes']} node(s),"
-        f" profile {report['profile']}, {report['seconds']:.1f} s"
+        f" profile {report['profile']}, {report['seconds']:.1f} s, build {report['build']}"
     )
     out.line("latency  " + "  ".join(f"{name} {value:.2f} ms" for name, value in latency.items()))
     found = histogram(figures.latencies)

@@ -7,6 +7,7 @@ import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from yanchat import __version__, build
 from yanchat.cli.checks import Finding, failure, ok, warning
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ KEPT: Final = 128
 
 def look_at_machine(settings: Settings, state: Path) -> list[Finding]:
     """All of it."""
-    found = [*disk(state, settings.limits.disk_reserve), sqlite()]
+    found = [*disk(state, settings.limits.disk_reserve), sqlite(), program()]
     if not any(state.glob("nodes/*/admin.sock")):  # a node that runs is asked for its own
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         may = 1 << 20 if hard == resource.RLIM_INFINITY else hard
@@ -67,6 +68,12 @@ def sqlite() -> Finding:
             f"pip install -U 'apsw>={OLDEST_SQLITE}', and start the nodes again",
         )
     return ok("sqlite", version)
+
+
+def program() -> Finding:
+    """Which yanchat this is; plain Python does all that a compiled build does, slower."""
+    plain = "plain Python; `scripts/install` makes a quicker build where there is a C compiler"
+    return ok("program", f"yanchat {__version__}, {'compiled' if build() == 'compiled' else plain}")
 
 
 def descriptors(check: str, who: str, may: int, used: int, connections: int) -> Finding:
