@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import trio
 
@@ -102,15 +104,9 @@ class Faults:
         node.clock.step_to(0)
 
     async def fill_the_disk(self, node: ChaosNode) -> None:
-        with (node.directory / "filling").open("wb") as file:
-            try:
-                while True:
-                    file.write(bytes(1 << 16))
-                    file.flush()
-            except OSError:
-                pass
+        await trio.to_thread.run_sync(fill, node.directory / "filling")
         await trio.sleep(2 + 5 * self._rng.random())
-        (node.directory / "filling").unlink()
+        (node.directory / "filling").unlink(missing_ok=True)
 
     # -- the network ---------------------------------------------------------------------------------------------------
     async def cut_off(self, node: ChaosNode) -> None:
@@ -162,6 +158,13 @@ class Faults:
         self._site.kafka.pause()
         await trio.sleep(2 + 8 * self._rng.random())
         self._site.kafka.resume()
+
+
+def fill(path: Path) -> None:
+    """Until the disk takes nothing more."""
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
 
 
 KINDS: dict[str, Callable[[Faults, ChaosNode], Awaitable[None]]] = {

@@ -54,7 +54,7 @@ async def chaos(plan: Plan, directory: Path, history: History) -> None:
     with ExitStack() as stack:
         site = Site(directory, history, NODES, env)
         stack.callback(site.stop)
-        stack.enter_context(small_disk(site, site.nodes[-1]))
+        stack.enter_context(small_disk(site, site.nodes[-1], plan.minutes))
         async with trio.open_nursery() as nursery:
             await nursery.start(site.run)
             await site.start()

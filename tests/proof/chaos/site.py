@@ -19,7 +19,8 @@ from tests.running import RunningNode, command, environment
 from tests.services import KafkaBroker, RedisServer, die_with_parent, free_port
 
 ROOT = Path(__file__).parents[3]
-SMALL_DISK = 48
+SMALL_DISK, MORE_A_MINUTE = 48, 6
+"""MiB of the disk that is filled: rows stay in it for days, so that a longer run needs more."""
 """MiB of the disk that can be filled."""
 SETTINGS = """
 [node]
@@ -163,10 +164,11 @@ class Site:
 
 
 @contextmanager
-def small_disk(site: Site, node: ChaosNode) -> Iterator[None]:
+def small_disk(site: Site, node: ChaosNode, minutes: float) -> Iterator[None]:
     """The node's directory on a disk of its own that can be filled, where mounting is possible; else said aloud."""
     node.directory.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}m,mode=0700", "tmpfs", str(node.directory)]
+    size = SMALL_DISK + round(MORE_A_MINUTE * minutes)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=0700", "tmpfs", str(node.directory)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     node.small_disk = done.returncode == 0
     if not node.small_disk:
