@@ -14,11 +14,10 @@ import structlog
 
 from yanchat.errors import Refused
 from yanchat.gateway.admission import Admission, plain_answer
+from yanchat.gateway.listening import BACKLOG
 from yanchat.gateway.wire import BYTES_A_READ, BYTES_UNSENT
 
 ACCEPTS_A_TURN: Final = 64
-WAITING_AT_MOST: Final = 4096
-"""What a listening socket holds of those who are not accepted yet."""
 
 
 class Accepting:
@@ -61,7 +60,7 @@ class Accepting:
         """Close them; whoever has connected already is taken, unless others hold the same sockets."""
         for fd, listener in self._listeners.items():
             if not others_listen:
-                self._accept(listener, WAITING_AT_MOST)
+                self._accept(listener, BACKLOG)
             self._epoll.unregister(fd)
             listener.close()
         self._listeners = {}

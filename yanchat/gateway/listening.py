@@ -12,7 +12,9 @@ from yanchat.errors import AddressTaken, ConfigError
 from yanchat.model import Node
 
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - that is what is asked about
-BACKLOG = 4096
+BACKLOG = 65_535
+"""How many may wait to be accepted, as far as the system lets them (net.core.somaxconn, mostly 4,096). Whoever finds
+no place is tried again after 1, 3, 7, 15, 31 and 63 s (tcp(7), tcp_syn_retries): an overflow costs a minute."""
 
 
 class Listening(NamedTuple):
