@@ -7,17 +7,18 @@ all its connections at once; it ends when its stdin does.
 
 from __future__ import annotations
 
-import asyncio
+import heapq
+import os
 import random
+import select
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import Any
-
-import picows
+from urllib.parse import urlsplit
 
 from tests.proof.growth.site import LOAD_CORE, ROOT, on
 from tests.running import environment
@@ -31,105 +32,154 @@ HELLO_WITHIN = 30.0
 AGAIN_AFTER = (0.2, 1.0)
 """Seconds, drawn for each who was not let in."""
 TICK = 0.05
+IP_BIND_ADDRESS_NO_PORT = 24
+"""Of ip(7): the port is chosen with the connection, so that each address has them all."""
+CLOSE, PING, PONG = 8, 9, 10
+UPGRADE = (
+    "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
 
 
-class Client(picows.WSListener):
-    def __init__(self, process: Process, openid: str) -> None:
-        self._process, self._openid = process, openid
-        self.transport: Any = None
-        self._hello: asyncio.Future[bool] | None = None
-        """Of the login that is under way: whether it came to a hello."""
-        self._there = False
+class Client:
+    """One connection at a time; a socket that is not there yet has no `there`."""
 
-    async def come(self) -> None:
-        """Log in, however often it has to be tried."""
-        while True:
-            hello = self._hello = asyncio.get_running_loop().create_future()
-            with suppress(OSError, TimeoutError, picows.WSError):
-                self.transport, _ = await picows.ws_connect(
-                    lambda: self,
-                    f"{self._process.url}?openid={self._openid}",
-                    websocket_handshake_timeout=HELLO_WITHIN,
-                    read_buffer_init_size=1024,
-                    local_addr=(self._process.address, 0),
-                )
-                async with asyncio.timeout(HELLO_WITHIN):
-                    if await hello:
-                        return
-            if self.transport is not None:
-                self.transport.disconnect(graceful=False)
-            await asyncio.sleep(random.uniform(*AGAIN_AFTER))
-
-    def on_ws_frame(self, transport: Any, frame: Any) -> None:
-        if frame.msg_type == picows.WSMsgType.TEXT and not self._there:  # the first is type 6
-            self._there = True
-            self._process.there += 1
-            self._answer(True)
-        elif frame.msg_type == picows.WSMsgType.CLOSE:
-            transport.disconnect()
-
-    def on_ws_disconnected(self, transport: Any) -> None:
-        self._answer(False)
-        if self._there:
-            self._there = False
-            self._process.there -= 1
-            self._process.least = min(self._process.least, self._process.there)
-            self._process.comes(self)
-
-    def _answer(self, hello: bool) -> None:
-        if self._hello is not None and not self._hello.done():
-            self._hello.set_result(hello)
+    def __init__(self, openid: str) -> None:
+        self.openid = openid
+        self.sock: socket.socket | None = None
+        self.data = b""
+        self.there = self.asked = self.upgraded = False
+        self.since = 0.0
 
 
 class Process:
-    """What one such process does."""
+    """What one such process does: plain sockets and one epoll, for it must be quicker than any node."""
 
     def __init__(self, url: str, clients: int, name: str, address: str) -> None:
-        self.url, self.address = url, address
-        self.there = self.least = 0
-        """How many are logged in now, and the fewest since that was told last."""
-        self._clients = [Client(self, f"{name}-{number}") for number in range(clients)]
-        self._coming: set[asyncio.Task[None]] = set()
+        parts = urlsplit(url)
+        self._node, self._path, self._address = (parts.hostname or "", parts.port or 0), parts.path, address
+        self.there = self.least = self._logging_in = 0
+        """How many are logged in now, the fewest since that was told last, and how many try to."""
+        self._clients = [Client(f"{name}-{number}") for number in range(clients)]
+        self._waiting = deque(self._clients)
+        self._later: list[tuple[float, int, Client]] = []
+        self._by_fd: dict[int, Client] = {}
+        self._epoll = select.epoll()
+        self._told = -1
 
-    def comes(self, client: Client) -> None:
-        """This one logs in, at once."""
-        task = asyncio.get_running_loop().create_task(client.come())
-        self._coming.add(task)
-        task.add_done_callback(self._coming.discard)
-
-    async def run(self) -> None:
-        loop, orders = asyncio.get_running_loop(), asyncio.StreamReader()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
-        telling = loop.create_task(self._tell())
-        arriving = loop.create_task(self._arrive())
-        while await orders.readline():
-            for client in self._clients:
-                if client.transport is not None:
-                    client.transport.disconnect(graceful=False)
-        telling.cancel()
-        arriving.cancel()
-
-    async def _arrive(self) -> None:
-        waiting = deque(self._clients)
-
-        async def log_in() -> None:
-            while waiting:
-                await waiting.popleft().come()
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(LOGINS_AT_ONCE):
-                group.create_task(log_in())
-
-    async def _tell(self) -> None:
-        told = -1
+    def run(self) -> None:
+        """Until standard input ends; each line of it cuts all connections at once."""
+        orders = sys.stdin.fileno()
+        self._epoll.register(orders, select.EPOLLIN)
+        looked = 0.0
         while True:
+            while self._waiting and self._logging_in < LOGINS_AT_ONCE:
+                self._come(self._waiting.popleft())
             now = time.monotonic()
-            for there in (self.least, self.there):
-                if there != told:
-                    told = there
-                    print(now, told, flush=True)
-            self.least = self.there
-            await asyncio.sleep(TICK)
+            while self._later and self._later[0][0] <= now:
+                self._come(heapq.heappop(self._later)[2])
+            if now - looked > 1:
+                looked = now
+                for client in self._clients:
+                    if client.sock is not None and not client.there and now - client.since > HELLO_WITHIN:
+                        self._gone(client)
+            for fd, event in self._epoll.poll(TICK, 512):
+                if fd == orders:
+                    if not os.read(orders, 4096):
+                        return
+                    for client in self._clients:
+                        self._gone(client)
+                elif fd in self._by_fd:
+                    self._serve(self._by_fd[fd], event)
+            self._tell()
+
+    def _come(self, client: Client) -> None:
+        sock = client.sock = socket.socket()
+        client.data, client.since = b"", time.monotonic()
+        client.asked = client.upgraded = False
+        self._logging_in += 1
+        sock.setblocking(False)
+        self._by_fd[sock.fileno()] = client
+        try:
+            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((self._address, 0))
+            sock.connect_ex(self._node)
+            self._epoll.register(sock.fileno(), select.EPOLLOUT)
+        except OSError:
+            self._gone(client)
+
+    def _gone(self, client: Client) -> None:
+        """The connection is over, and he comes again: at once if he was logged in."""
+        if client.sock is None:
+            return
+        del self._by_fd[client.sock.fileno()]
+        client.sock.close()
+        client.sock = None
+        if client.there:
+            client.there = False
+            self.there -= 1
+            self.least = min(self.least, self.there)
+            at = 0.0
+        else:
+            self._logging_in -= 1
+            at = time.monotonic() + random.uniform(*AGAIN_AFTER)
+        heapq.heappush(self._later, (at, id(client), client))
+
+    def _serve(self, client: Client, event: int) -> None:
+        assert client.sock is not None
+        try:
+            if not client.asked:
+                failed = client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if failed:
+                    raise OSError(failed, os.strerror(failed))
+                client.asked = True
+                request = f"GET {self._path}?openid={client.openid} HTTP/1.1\r\nHost: {self._node[0]}\r\n{UPGRADE}\r\n"
+                client.sock.send(request.encode())
+                self._epoll.modify(client.sock.fileno(), select.EPOLLIN)
+                return
+            data = client.sock.recv(65_536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data or not self._read(client, client.data + data):
+            self._gone(client)
+
+    def _read(self, client: Client, data: bytes) -> bool:
+        """Take what has come; false when the connection is to end."""
+        assert client.sock is not None
+        if not client.upgraded:
+            head, end, rest = data.partition(b"\r\n\r\n")
+            if not end:
+                client.data = data
+                return True
+            if b" 101 " not in head:
+                return False
+            client.upgraded, data = True, rest
+        while len(data) >= 2:
+            opcode, size, begin = data[0] & 15, data[1], 2
+            if size == 126:
+                size, begin = int.from_bytes(data[2:4], "big"), 4
+            if len(data) < begin + size:
+                break
+            payload, data = data[begin : begin + size], data[begin + size :]
+            if opcode == PING:
+                client.sock.send(bytes((0x80 | PONG, 0x80 | len(payload))) + b"\0\0\0\0" + payload)
+            elif opcode == CLOSE:
+                return False
+            elif not client.there:  # the first is type 6
+                client.there = True
+                self.there += 1
+                self._logging_in -= 1
+        client.data = data
+        return True
+
+    def _tell(self) -> None:
+        for there in (self.least, self.there):
+            if there != self._told:
+                self._told = there
+                print(time.monotonic(), there, flush=True)
+        self.least = self.there
 
 
 class Crowd:
@@ -209,4 +259,4 @@ class Crowd:
 
 
 if __name__ == "__main__":
-    asyncio.run(Process(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]).run())
+    Process(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]).run()

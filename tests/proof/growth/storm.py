@@ -73,7 +73,8 @@ def _storm(
         numbers = node.metrics()
         logged = [event for event in map(_event, node.log.read_text().splitlines()) if event in LOST]
         check, _ = node.ask("servers", "--check")
-        half = next(at for at, there in seen if at > seen[gone][0] and there >= clients / 2)
+        fewest = min(range(len(seen)), key=lambda n: seen[n][1])
+        half = next(at for at, there in seen[fewest:] if there >= clients / 2)
         return {
             "profile": profile,
             "what": what,
