@@ -58,12 +58,19 @@ class Faults:
         """Whether records of this run may be lost on their way."""
         return "lose" in self._ways and not self._world.calm
 
-    def fate(self, node: Node, _: Record) -> tuple[float, ...]:
+    def fate(self, node: Node, record: Record) -> tuple[float, ...]:
         """After how many seconds each copy of a record arrives."""
+        copies = self._copies(node, record)
+        self._world.adoptions.sent(node, record, copies)
+        return copies
+
+    def _copies(self, node: Node, record: Record) -> tuple[float, ...]:
         world, now = self._world, trio.current_time()
         wait = max(0.0, self._away.get(node, 0.0) - now)
         if not world.faulty:
             return (wait + 0.001,)
+        if (copies := world.adoptions.fate(node, record)) is not None:
+            return tuple(wait + after for after in copies)
         chance = world.rng.random()
         delay = wait + world.rng.random() * (1 if chance > 0.97 and "delay" in self._ways else 0.01)
         if chance < 0.02 and "lose" in self._ways:
@@ -81,20 +88,20 @@ class Faults:
         registry, bus, store = world.cluster.registry, world.cluster.bus, node.store
         match kind:
             case "crash" if not node.gone:
-                self._crash(node)
+                self.crash(node)
             case "crash at an await" if not (node.gone or node.pause.on):
-                self._arm(node, rng.choice((1, 3, 10, 50, 300)) + rng.randrange(30))
+                self.arm(node, rng.choice((1, 3, 10, 50, 300)) + rng.randrange(30))
             case "pause" if not (node.gone or node.pause.on):
                 node.pause.begin()
                 self._until(rng.choice((0.5, 5, 12, 25)), "pause", node, node.resume)
             case "no registry":
                 self._off(node, node.registry, "up", rng.choice((1, 4, 14)))
             case "no bus":
-                self._no_bus(node, rng.choice((1, 4, 14)))
+                self.cut_off(node, rng.choice((1, 4, 14)))
             case "partition":
                 seconds = rng.choice((1, 4, 14))
                 self._off(node, node.registry, "up", seconds)
-                self._no_bus(node, seconds)
+                self.cut_off(node, seconds)
             case "deaf registry":
                 self._off(node, node.registry, "answers", rng.choice((0.5, 5)))
             case "deaf bus":
@@ -141,19 +148,29 @@ class Faults:
         setattr(what, switch, False)
         self._until(seconds, f"{type(what).__name__} {switch}", node, lambda: setattr(what, switch, True))
 
-    def _no_bus(self, node: RunningNode, seconds: float) -> None:
+    def cut_off(self, node: RunningNode, seconds: float) -> None:
+        self.silence(node, seconds)
+        self.unheard(node, seconds)
+
+    def silence(self, node: RunningNode, seconds: float) -> None:
+        """What it says does not leave."""
         self._off(node, node.bus, "up", seconds)
+
+    def unheard(self, node: RunningNode, seconds: float) -> None:
+        """What comes for it comes late."""
         self._away[node.name] = trio.current_time() + seconds
 
-    def _crash(self, node: RunningNode) -> None:
+    def crash(self, node: RunningNode) -> None:
         if node.gone:
             return
         node.crash()
         self._world.note("crash", node.name)
+        if self._world.adoptions.takes(node):
+            return
         self._reviving.add(node.short)
-        self._world.later(self._world.rng.choice((0.2, 3, 15)), lambda: self._revive(node))
+        self._world.later(self._world.rng.choice((0.2, 3, 15)), lambda: self.revive(node))
 
-    async def _revive(self, node: RunningNode) -> None:
+    async def revive(self, node: RunningNode) -> None:
         for key in [key for key in self._mend if key[0] == node.short]:
             self._mend.pop(key)()
         await self._world.cluster.start(node.short)
@@ -162,17 +179,19 @@ class Faults:
     def after_an_ack(self, message: Message) -> bool:
         """Now and then the accepting node dies while an ack is on its way: who has acked had better not come again."""
         world, rng = self._world, self._world.rng
+        if world.adoptions.after_an_ack(message):
+            return True
         here = sum(not user.vanished for user in world.users)
         if "crash at an await" not in self._kinds or here < 2 or rng.random() > 0.08:
             return False
         for node in world.cluster.nodes.values():
             if (message.message_id, message.recipient) in node.store._orders and not (node.gone or node.pause.on):
-                self._arm(node, 1 + rng.randrange(rng.choice((12, 40))))
+                self.arm(node, 1 + rng.randrange(rng.choice((12, 40))))
         return True
 
-    def _arm(self, node: RunningNode, steps: int) -> None:
+    def arm(self, node: RunningNode, steps: int) -> None:
         """It dies before the so-manieth step of its tasks from now."""
-        crash = CrashAt(node.pause, steps, lambda: self._crash(node))
+        crash = CrashAt(node.pause, steps, lambda: self.crash(node))
         crash.arm()
         self._armed.append(crash)
 

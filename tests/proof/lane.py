@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 import trio
 
 from yanchat.backends.memory import MemoryStore
 from yanchat.errors import StoreUnavailable
+from yanchat.model import Envelope, Key, MessageId, Row
 
 R = TypeVar("R")
 
@@ -19,6 +20,27 @@ class LaneStore(MemoryStore):
     def __init__(self, store_id: str) -> None:
         super().__init__(store_id)
         self._answered = 0.0
+        self.wrong: list[str] = []
+        """What it was asked for and should not have been."""
+        self.adopting: Callable[[Sequence[Row]], None] = lambda rows: None
+        """Called with rows of another node that are about to be adopted here."""
+        self.moving: Callable[[Sequence[Key]], None] = lambda keys: None
+        """Called with rows that are about to be marked as moved."""
+
+    def _add(self, messages: Sequence[Sequence[Envelope]], quiet: Collection[MessageId]) -> list[list[bool]]:
+        try:
+            return super()._add(messages, quiet)
+        except StoreUnavailable as error:
+            self.wrong.append(str(error))
+            raise
+
+    async def adopt(self, rows: Sequence[Row], at: int) -> list[Row]:
+        self.adopting(rows)
+        return await super().adopt(rows, at)
+
+    async def moved(self, keys: Sequence[Key], at: int) -> None:
+        self.moving(keys)
+        await super().moved(keys, at)
 
     async def _write(self, work: Callable[[], R]) -> R:
         await trio.sleep(self.before_commit)

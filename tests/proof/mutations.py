@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.node import test_adoption_rules as adoption
 from tests.node.mutation import Mutation
 from tests.node.test_rules import RULES
 from yanchat.node import acks, delivery, hub, lease, reception, serving, tray
+
+ADOPTION: Final = (
+    "mark-first",
+    "acks-stay",
+    "no-catch-up",
+    "no-acks-here",
+    "not-counted",
+    "not-marked-redelivered",
+    "lazy-books",
+    "future-orders",
+)
+"""Rules of `tests/node/test_adoption_rules.py` that some seed of the first hundreds finds left out."""
 
 MUTATIONS: Final[dict[str, Mutation]] = {
     "receipt-before-commit": RULES["receipt-first"].mutation,
@@ -59,6 +72,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         "sessions are removed from the registry whether or not the lease of their node has lapsed",
     ),
     **{name: rule.mutation for name, rule in RULES.items() if name != "receipt-first"},
+    **{f"adoption-{name}": adoption.RULES[name][1] for name in ADOPTION},
 }
 ISSUE: Final = tuple(MUTATIONS)[:8]
 """Those that must be found; the others are the rules of `tests/node/test_rules.py`, each with a test of its own."""

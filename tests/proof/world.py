@@ -15,6 +15,7 @@ import trio
 
 from tests.node.cluster import Cluster, RunningNode, open_cluster
 from tests.proof import invariants
+from tests.proof.adoption import Adoptions
 from tests.proof.faults import Faults
 from tests.proof.lane import LaneStore
 from tests.proof.user import User
@@ -56,6 +57,9 @@ class World:
         self.users: list[User] = []
         self.cluster: Cluster
         self.faults = Faults(self)
+        self.adoptions = Adoptions(self, seed)
+        if self.adoptions.drawn:
+            self.nodes = self.adoptions.nodes
         self._trace = hashlib.blake2b(digest_size=8)
 
     @property
@@ -90,35 +94,45 @@ class World:
         return self.cluster.nodes[name.partition(":")[0]]
 
     async def run(self) -> None:
-        rng = self.rng
         async with open_cluster(
             limits=LIMITS,
             pace=self.pace,
             sessions="single" if self.single else "multi",
             redelivery=RedeliverySettings(lifetime=self.lifetime),
-            seed=rng.getrandbits(32),
+            seed=self.rng.getrandbits(32),
         ) as self.cluster:
-            self.cluster.bus.fate = self.faults.fate
-            for number in range(self.nodes):
-                store = self.cluster.stores[f"n{number}"] = LaneStore(f"store-n{number}")
-                store.before_commit = store.after_commit = store.before_read = 0.0003 * self.pace
-                await self.cluster.start(f"n{number}")
-            self.users = [User(self, f"u{number}") for number in range(self.size)]
-            for user in self.users:
-                await user.connect()
-            self.cluster.nursery.start_soon(invariants.watch, self)
-            await trio.sleep(1)
+            try:
+                await self._live()
+            finally:
+                for node in self.cluster.nodes.values():
+                    node.pause.end()  # also when the simulation breaks: what stands still cannot be ended
+
+    async def _live(self) -> None:
+        self.cluster.bus.fate = self.faults.fate
+        for number in range(self.nodes):
+            store = self.cluster.stores[f"n{number}"] = LaneStore(f"store-n{number}")
+            store.before_commit = store.after_commit = store.before_read = 0.0003 * self.pace
+            self.adoptions.watch(f"n{number}", store)
+            await self.cluster.start(f"n{number}")
+        self.users = [User(self, f"u{number}") for number in range(self.size)]
+        for user in self.users:
+            await user.connect()
+        self.cluster.nursery.start_soon(invariants.watch, self)
+        await trio.sleep(1)
+        with self.adoptions.small_batches():
             await self._busy()
-            await self._rest()
-            invariants.check_promises(self)
-            await self._last_call()
-            await invariants.check_end(self)
+        await self._rest()
+        invariants.check_promises(self)
+        await self._last_call()
+        await invariants.check_end(self)
 
     async def _busy(self) -> None:
         """Everybody talks, comes and goes, while things fail."""
         rng, seconds = self.rng, self.rng.choice((8.0, 20.0, 40.0))
+        seconds = self.adoptions.seconds if self.adoptions.drawn else seconds
         end, pause = trio.current_time() + seconds, seconds / self.messages * 2.5
         self.faulty = not self.calm
+        self.adoptions.begin()
         while trio.current_time() < end and self.count < self.messages:
             await trio.sleep(rng.expovariate(1 / pause))
             what, user = rng.random(), rng.choice(self.users)
@@ -143,6 +157,7 @@ class World:
                 user.send((to.name,))
         await self.faults.end()
         self.faulty = False
+        await self.adoptions.end()
         self.note("no more faults")
 
     async def _rest(self) -> None:
@@ -181,12 +196,6 @@ def run(seed: int, calm: bool | None = None) -> World:
         if isinstance(error, KeyboardInterrupt):
             raise
         world.problems.append(
-            f"the program or the simulation broke: {''.join(traceback.format_exception(_first(error)))}"
+            f"the program or the simulation broke: {''.join(traceback.format_exception(invariants.first(error)))}"
         )
     return world
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
