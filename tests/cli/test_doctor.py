@@ -59,6 +59,7 @@ def test_a_node_that_is_well(node: RunningNode) -> None:
     assert list(found) == [
         "disk.space",
         "sqlite",
+        "program",
         "permissions.state",
         "nodes.reachable",
         "clock.nodes",

@@ -18,7 +18,7 @@ from tests.running import RunningNode, call, read_line, running, wait_until
 from tests.services import CONFIGS, Missing, PrometheusServer, free_port, promtool
 
 TOKEN = "f0e1d2c3b4a5968778695a4b3c2d1e0f"
-LABELS = {"le", "status", "lane", "topic", "node", "python", "version"}
+LABELS = {"le", "status", "lane", "topic", "node", "python", "version", "build"}
 """Whose values are few; no user, session, address or message is among them."""
 NAMES = re.compile(r"\b(?:yanchat_\w+|process_\w+)\b")
 ALERTS = (CONFIGS / "prometheus-alerts.yml").read_text()
