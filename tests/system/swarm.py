@@ -162,7 +162,10 @@ class Swarm:
             for message in user.got:
                 assert sent[message.message_id] == (message.sender, user.name, message.text)
             if calm:
-                assert len(user.got) == len({message.message_id for message in user.got}), "a repeat without a fault"
+                assert not user.reconnects, f"{user.name} was let go {user.reconnects} times without a fault"
+                ids = Counter(message.message_id for message in user.got)
+                repeats = [message for message in user.got if ids[message.message_id] > 1]
+                assert not repeats, f"{user.name} got without a fault: {repeats}"
                 last: dict[str, str] = {}
                 for message in user.got:
                     assert last.get(message.sender, "") < message.text, f"{user.name} got {message} out of order"
