@@ -1,7 +1,8 @@
-"""A message table in memory that answers as one behind a lane does: in the order in which things took effect."""
+"""A message table in memory that answers as one behind a lane does: batch by batch, in the order of taking effect."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
@@ -15,7 +16,11 @@ R = TypeVar("R")
 
 
 class LaneStore(MemoryStore):
-    """Nobody hears of a later commit before somebody else hears of an earlier one."""
+    """Nobody hears of a later commit before somebody else hears of an earlier one.
+
+    What took effect within one `after_commit` is one batch: all of it is answered at one instant, so that who asked
+    goes on in any order, a read's answer behind those of writes that came after it.
+    """
 
     def __init__(self, store_id: str) -> None:
         super().__init__(store_id)
@@ -47,13 +52,14 @@ class LaneStore(MemoryStore):
         self._wrote = self.writable
         if not self.writable:
             raise StoreUnavailable("The store takes nothing now; make room on the disk.")
-        return await self._answer(work(), self.after_commit)
+        return await self._answer(work(), trio.current_time() + self.after_commit)
 
     async def _read(self, work: Callable[[], R]) -> R:
         await trio.sleep(self.before_read)
-        return await self._answer(work(), 0.0)
+        return await self._answer(work(), trio.current_time())
 
-    async def _answer(self, result: R, after: float) -> R:
-        self._answered = max(self._answered, trio.current_time() + after)
+    async def _answer(self, result: R, ready: float) -> R:
+        batch = self.after_commit
+        self._answered = max(self._answered, math.ceil(ready / batch) * batch if batch else ready)
         await trio.sleep_until(self._answered)
         return result

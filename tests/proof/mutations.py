@@ -25,7 +25,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "receipt-before-commit": RULES["receipt-first"].mutation,
     "no-dedup": Mutation(
         delivery,
-        "if isinstance(record, Push) and known[record.envelope.key]:",
+        "if isinstance(record, Push) and record.envelope.key in known:",
         "if False:",
         "what the recipient has acked here is pushed to him again when it comes again",
     ),

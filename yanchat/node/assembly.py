@@ -144,7 +144,9 @@ async def assemble(
     claims = Claims(node, hub, registry, bus, lease, mailboxes, single)
     lease.claim_all = claims.claim_all
     repeats = Repeats(node, outbox, ledger, dates, clock)
-    intake = Intake(outbox, mailboxes, repeats, backlog, orders, dates, clock, limits.inflight, counters)
+    intake = Intake(
+        hub, outbox, mailboxes, settlement, repeats, backlog, orders, dates, clock, limits.inflight, counters
+    )
     adoption = Adoption(node, outbox, inbox, orders, mailboxes, settlement, bus, clock, counters)
     delivery = Delivery(
         node,

@@ -48,11 +48,15 @@ class Delivery:
     async def _batch(self, records: Sequence[Record]) -> None:
         pushes = [record for record in records if isinstance(record, Push)]
         keys = [push.envelope.key for push in pushes]
-        known = dict(zip(keys, await self._inbox.known(keys), strict=True)) if keys else {}
+        known: set[Key] = set()
+        if keys:
+            with self._hub.acked_meanwhile() as meanwhile:
+                acked_before = await self._inbox.known(keys)
+            known = {key for key, acked in zip(keys, acked_before, strict=True) if acked or key in meanwhile}
         again: dict[Node, list[Key]] = {}
         fresh: list[Record] = []
         for record in records:
-            if isinstance(record, Push) and known[record.envelope.key]:  # acked before: say so again, push nothing
+            if isinstance(record, Push) and record.envelope.key in known:  # acked before: say so again, push nothing
                 self._counters.duplicates += 1
                 if self._counters.trail is not None:
                     self._counters.trail.known(record.envelope, record.origin)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from yanchat import failpoint
-from yanchat.model import Envelope, MessageId, Node, Notice, OpenId, SessionId, SessionRecord
+from yanchat.model import Envelope, Key, MessageId, Node, Notice, OpenId, SessionId, SessionRecord
 from yanchat.protocol import frames
 from yanchat.protocol.ids import openid_of
 from yanchat.protocol.session import Conversation
@@ -200,6 +201,8 @@ class Hub:
         self._users: dict[OpenId, dict[SessionId, Session]] = {}
         self.opened = 0
         """Sessions that ever came."""
+        self._watches: dict[int, set[Key]] = {}
+        self._watched = 0
 
     @property
     def users(self) -> int:
@@ -238,11 +241,25 @@ class Hub:
         return len(self._users.get(openid, ()))
 
     def acked(self, openid: OpenId, message_id: MessageId) -> None:
-        """The user has acked: none of his sessions here owes it any more."""
+        """The user has acked, and that is on disk: none of his sessions here owes it any more."""
+        for watch in self._watches.values():
+            watch.add((message_id, openid))
         for session in self.of(openid):
             session.unacked.pop(message_id, None)
             if not session.unacked:
                 session.unacked = {}
+
+    @contextmanager
+    def acked_meanwhile(self) -> Iterator[set[Key]]:
+        """Keys that are acked while the disk is asked: what it answers may be from before, and not know of them."""
+        self._watched += 1
+        number = self._watched
+        watch: set[Key] = set()
+        self._watches[number] = watch
+        try:
+            yield watch
+        finally:
+            del self._watches[number]
 
     def owed_to(self, openid: OpenId, message_id: MessageId) -> tuple[Node, ...]:
         """The origins of a message that some session of this user here was given and has not acked."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import trio
 
 from yanchat.config import LimitSettings
-from yanchat.errors import Refused
-from yanchat.model import Envelope, MessageId, OpenId
+from yanchat.errors import Refused, StoreUnavailable
+from yanchat.model import ACKED, Envelope, Key, MessageId, OpenId
 from yanchat.node.backlog import Backlog
-from yanchat.node.hub import Session
+from yanchat.node.hub import Hub, Session
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.repeats import Repeats
+from yanchat.node.settlement import Settlement
 from yanchat.node.storing import FAULT, RETRY_AFTER, Storing, hang_up
 from yanchat.node.turns import Turns
 from yanchat.ports import Clock, Outbox
@@ -73,8 +74,10 @@ class Intake:
 
     def __init__(
         self,
+        hub: Hub,
         outbox: Outbox,
         mailboxes: Mailboxes,
+        settlement: Settlement,
         repeats: Repeats,
         backlog: Backlog,
         orders: Orders,
@@ -83,7 +86,8 @@ class Intake:
         inflight: int,
         counters: Counters,
     ) -> None:
-        self._mailboxes, self._repeats, self._backlog, self._orders = mailboxes, repeats, backlog, orders
+        self._hub, self._mailboxes, self._settlement = hub, mailboxes, settlement
+        self._repeats, self._backlog, self._orders = repeats, backlog, orders
         self._dates, self._clock, self._inflight, self._counters = dates, clock, inflight, counters
         self._storing = Storing(outbox, counters)
         self._queue: Turns[_Waiting] = Turns()
@@ -190,7 +194,8 @@ class Intake:
             self._address(waiting)
         messages = [waiting.envelopes for waiting in batch if waiting.envelopes]
         quiet = {waiting.envelopes[0].message_id for waiting in batch if waiting.quiet}
-        stored = iter(await self._storing.add(messages, quiet) if messages else ())
+        with self._hub.acked_meanwhile() as meanwhile:
+            stored = iter(await self._storing.add(messages, quiet) if messages else ())
         now = self._clock.wall()
         date = self._dates(now)
         accepted: list[Envelope] = []
@@ -214,6 +219,16 @@ class Intake:
         for envelope in accepted:
             self._counters.accept_ms.observe(now - envelope.accepted_at)
             self._mailboxes.accepted(envelope, quiet=envelope.message_id in quiet)
+        late = [envelope.key for envelope in accepted if envelope.key in meanwhile] if meanwhile else []
+        if late:
+            await self._settle(late)
+
+    async def _settle(self, late: list[Key]) -> None:
+        """Their recipients had them from another node, and acked while the repeated request was being stored here."""
+        try:
+            await self._settlement.settle(late, ACKED)
+        except StoreUnavailable:  # they are pushed, and acked, once more
+            self._counters.store_failed += 1
 
     def _end(self, waiting: _Waiting, failed: Refused | None, news: list[bool], date: bytes) -> Session | None:
         """Answer whoever waits; the session, if it is one."""

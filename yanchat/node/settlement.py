@@ -48,7 +48,7 @@ class Settlement:
                         self._mailboxes.gone(openid, (record.origin, session_id))
                 case _:
                     pass  # belongs to the other topic
-        await self._settle(acked, ACKED)
+        await self.settle(acked, ACKED)
         for rank in (GIVEN_UP, ACKED):
             await self._tell([key for key, known in told if known == rank], rank, self._clock.wall())
 
@@ -60,10 +60,10 @@ class Settlement:
         """Another node knew this of rows that may be here as well."""
         now = self._clock.wall()
         for rank in (GIVEN_UP, ACKED):
-            await self._settle([row.envelope.key for row in rows if row.rank == rank], rank)
+            await self.settle([row.envelope.key for row in rows if row.rank == rank], rank)
             await self._tell([row.envelope.key for row in rows if row.told == rank <= row.rank], rank, now)
 
-    async def _settle(self, keys: Sequence[Key], rank: int) -> int:
+    async def settle(self, keys: Sequence[Key], rank: int) -> int:
         """Raise rows to a rank: those in memory first there, the others first on disk. How many rose."""
         now = self._clock.wall()
         rose, rest = await self._in_memory(keys, lambda item: self._mailboxes.settled(item, rank, now))
@@ -133,7 +133,7 @@ class Settlement:
     # -- expiry --------------------------------------------------------------------------------------------------------
     async def bury(self, rows: Sequence[Row]) -> int:
         """Give up open rows, whose senders are then told (410), and notices that nobody came for. How many were."""
-        buried = await self._settle([row.envelope.key for row in rows if row.rank == OPEN], GIVEN_UP)
+        buried = await self.settle([row.envelope.key for row in rows if row.rank == OPEN], GIVEN_UP)
         for rank in (GIVEN_UP, ACKED):
             buried += await self._tell([row.envelope.key for row in rows if row.told < row.rank == rank], rank, at=0)
         await self._ledger.flushed()

@@ -26,7 +26,9 @@ class MemoryStore(Outbox, Inbox):
     def __init__(self, store_id: str) -> None:
         self.store_id = store_id
         self.before_read = 0.0
-        """Seconds that reading takes."""
+        """Seconds that it takes to read."""
+        self.after_read = 0.0
+        """Seconds that it takes to answer what was read, which may not be so any more by then."""
         self.before_commit = 0.0
         """Seconds that a write takes before its commit; cancelled there, it leaves nothing."""
         self.after_commit = 0.0
@@ -57,7 +59,10 @@ class MemoryStore(Outbox, Inbox):
         await trio.sleep(self.before_read)
         if not self.readable:
             raise StoreUnavailable("The store cannot be read now; check the disk.")
-        return work()
+        result = work()
+        if self.after_read:
+            await trio.sleep(self.after_read)
+        return result
 
     async def _select(self, wanted: Callable[[Row], bool], limit: int) -> list[Row]:
         def work() -> list[Row]:
