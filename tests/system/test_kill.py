@@ -24,13 +24,19 @@ NAMES = [f"user{number}" for number in range(12)]
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[list[RunningNode]]:
+def retries() -> dict[str, str]:
+    return QUICK
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, retries: dict[str, str]) -> Iterator[list[RunningNode]]:
     """Three nodes that share a directory."""
     with ExitStack() as stack:
         state = tmp_path / "state"
-        yield [stack.enter_context(RunningNode(state, env=QUICK)) for _ in range(3)]
+        yield [stack.enter_context(RunningNode(state, env=retries)) for _ in range(3)]
 
 
+@pytest.mark.parametrize("retries", [{"YANCHAT_REDELIVERY_FIRST": "600s", "YANCHAT_REDELIVERY_LONGEST": "600s"}])
 async def test_without_faults_nothing_is_repeated_or_out_of_order(nodes: list[RunningNode]) -> None:
     """A thousand messages between users on three nodes."""
     swarm = Swarm(lambda: [node.url for node in nodes], NAMES, seed=1)
