@@ -309,6 +309,10 @@ class Adoptions:
         while self.dead:
             await trio.sleep(0.5)
 
+    def all_up(self) -> bool:
+        """Whether every node is up that is to be: who comes then finds what one of them has left behind."""
+        return all(short in self.gone or not node.gone for short, node in self._world.cluster.nodes.items())
+
     def free_since(self, key: Key) -> float:
         """Until when a run had to do with this row."""
         stores = self._world.cluster.stores
@@ -319,8 +323,8 @@ class Adoptions:
         if self.drawn:
             view = self._world.cluster.registry.view()
             kinds = {"dead", "gone_holder"}  # sessions of the dead are reaped, unless their node was forgotten
-            forgotten = {f"{short}:1" for short in self.gone} - self._world.cluster.registry.nodes.keys()
             for _ in range(2):  # mending one may bare another
+                forgotten = {f"{short}:1" for short in self.gone} - self._world.cluster.registry.nodes.keys()
                 found = [one for one in await view.contradictions() if one.node.partition(":")[0] in self.gone]
                 await view.mend([one for one in found if one.kind in kinds or one.node in forgotten])
 

@@ -174,6 +174,7 @@ class World:
 
     async def _last_call(self) -> None:
         """Those who had vanished come back, and everybody logs in once more: nothing may be left over."""
+        await self._until(self.adoptions.all_up)
         for user in self.users:
             user.vanished = False
             await user.connect()
