@@ -152,6 +152,13 @@ def test_check_says_that_a_file_is_fine(tmp_path: Path) -> None:
         ('[tls]\ncert_file = "{tmp}/new.crt"\nkey_file = "{tmp}/none"\n', "tls.key_file"),
         ('[tls]\ncert_file = "{tmp}/old.crt"\nkey_file = "{tmp}/old.key"\n', "has expired"),
         ('[redis]\npassword_file = "{tmp}/open"\n', "may be used by everybody"),
+        ("[limits]\nmessage_size = inf\n", "yanchat.toml:2: limits.message_size = inf is not possible"),
+        ("[limits]\nmessage_size = nan\n", "a size is at most"),
+        ('[limits]\nwindow_bytes = "99999999999GiB"\n', "a size is at most"),
+        ("[limits]\nwindow = 99999999999999999999\n", "at most 2147483647"),
+        ("[limits]\nmessages_per_second = inf\n", "at most 2147483647"),
+        ("[redelivery]\nfactor = 100000\n", "must be 1 to 1000"),
+        ('[redelivery]\nlifetime = "9999999999d"\nkeep = "99999999999999d"\n', "a duration is at most 36500d"),
     ],
 )
 def test_check_finds_what_would_stop_a_node(text: str, says: str, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -231,3 +233,16 @@ def test_a_node_that_never_was_leaves_no_directory(tmp_path: Path) -> None:
         node.kill()
         assert call("serve", "--listen", node.node, *wrong, state=state).returncode == 78
         assert (node.directory / "node.db").exists()
+
+
+def test_a_start_with_too_few_descriptors_says_so(tmp_path: Path) -> None:
+    """Whatever it is that meets the end of them first."""
+    for most in range(14, 64, 2):
+        few = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (most, most))
+        with running("serve", "--listen", "127.0.0.1:0", state=tmp_path, preexec_fn=few) as process:
+            assert process.stdout is not None
+            if process.stdout.readline():
+                break
+            _, log = process.communicate(timeout=20)
+        assert process.returncode in {1, 4, 5, 78}, log
+        assert "should not happen" not in log

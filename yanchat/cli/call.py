@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -173,6 +174,9 @@ class Call:
             if isinstance(leaf, PermissionError):
                 complain(f"You may not use {leaf.filename}; call this as the user that runs the nodes.")
                 return NotAllowed.exit_code
+            if isinstance(leaf, OSError) and leaf.errno in (errno.EMFILE, errno.ENFILE):
+                complain("There are too few file descriptors; allow more, by ulimit -n or the unit's LimitNOFILE=.")
+                return INTERNAL
         first = errors[0]
         complain(
             f"This should not happen ({type(first).__name__}: {first}). Run it again with --debug, and report what"

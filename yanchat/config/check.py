@@ -14,6 +14,7 @@ from yanchat.errors import YanchatError
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\s\[\]]+):\d{1,5}")
 _ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/?#\s,A-Z]+")
 LAST_PORT: Final = 65535
+HIGHEST_FACTOR: Final = 1000
 
 
 def check(settings: Settings, origins: Mapping[tuple[str, str], str]) -> None:
@@ -26,6 +27,8 @@ def check(settings: Settings, origins: Mapping[tuple[str, str], str]) -> None:
     redelivery, limits = settings.redelivery, settings.limits
     if redelivery.first <= 0:
         raise wrong("redelivery", "first", "must be more than 0s.")
+    if redelivery.factor > HIGHEST_FACTOR:
+        raise wrong("redelivery", "factor", f"must be 1 to {HIGHEST_FACTOR}.")
     if redelivery.longest < redelivery.first:
         raise wrong("redelivery", "longest", "must not be less than redelivery.first.")
     cluster = settings.node.profile == "cluster"

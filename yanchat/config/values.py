@@ -17,6 +17,10 @@ _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86
 _SIZE_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6}
 DURATIONS: Final = 'write a duration as "500ms", "5s", "10m", "2h" or "7d"'
 SIZES: Final = 'write a size as "512B", "64KiB", "1MiB" or "2GiB"'
+LONGEST: Final = 36_500 * 86_400.0
+LARGEST: Final = 1 << 50
+MOST: Final = (1 << 31) - 1
+"""Seconds, bytes and whole numbers, at most: what clocks and tables can still count with."""
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
@@ -39,7 +43,10 @@ def convert(section: str, key: str, value: Any, where: str) -> Any:
             value = parse_size(value)
         elif isinstance(value, str) and typing.get_origin(field.type) is tuple:
             value = [part.strip() for part in value.split(",") if part.strip()]
-        return msgspec.convert(value, field.type, strict=not isinstance(value, str))
+        converted = msgspec.convert(value, field.type, strict=not isinstance(value, str))
+        if unit is None and type(converted) in (int, float) and not converted <= MOST:
+            raise ValueError(f"it must be at most {MOST}")
+        return converted
     except msgspec.ValidationError:
         reason = f"it must be {allowed(field.type)}"
     except ValueError as error:
@@ -78,7 +85,10 @@ def parse_duration(value: Any) -> float:
     number, unit = _number(value, DURATIONS)
     if unit and unit not in _DURATION_UNITS:
         raise ValueError(DURATIONS)
-    return number * _DURATION_UNITS[unit or "s"]
+    seconds = number * _DURATION_UNITS[unit or "s"]
+    if not seconds <= LONGEST:
+        raise ValueError(f"a duration is at most {LONGEST / 86_400:.0f}d")
+    return seconds
 
 
 def parse_option(text: str) -> float:
@@ -94,7 +104,10 @@ def parse_size(value: Any) -> int:
     number, unit = _number(value, SIZES)
     if unit not in _SIZE_UNITS:
         raise ValueError(SIZES)
-    return int(number * _SIZE_UNITS[unit])
+    size = number * _SIZE_UNITS[unit]
+    if not size <= LARGEST:
+        raise ValueError(f"a size is at most {LARGEST >> 30}GiB")
+    return int(size)
 
 
 def _number(value: Any, how: str) -> tuple[float, str]:

@@ -213,7 +213,10 @@ class Reader:
     """A second connection to a file that is there, which only reads and never waits: StoreUnavailable instead."""
 
     def __init__(self, path: Path) -> None:
-        self._connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            self._connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        except apsw.Error as error:
+            raise StoreUnavailable(f"{path} cannot be opened: {error}. Check its owner and `ulimit -n`.") from None
 
     def execute(self, sql: str, bindings: Sequence[Any] = ()) -> list[Any]:
         try:
