@@ -24,7 +24,8 @@ class LaneStore(MemoryStore):
 
     def __init__(self, store_id: str) -> None:
         super().__init__(store_id)
-        self._answered = 0.0
+        self.answered = 0.0
+        """Until when somebody waits to hear of what has taken effect."""
         self.wrong: list[str] = []
         """What it was asked for and should not have been."""
         self.adopting: Callable[[Sequence[Row]], None] = lambda rows: None
@@ -60,6 +61,6 @@ class LaneStore(MemoryStore):
 
     async def _answer(self, result: R, ready: float) -> R:
         batch = self.after_commit
-        self._answered = max(self._answered, math.ceil(ready / batch) * batch if batch else ready)
-        await trio.sleep_until(self._answered)
+        self.answered = max(self.answered, math.ceil(ready / batch) * batch if batch else ready)
+        await trio.sleep_until(self.answered)
         return result
