@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import trio
+from msgspec.structs import replace
 
 from yanchat import failpoint
 from yanchat.backends import open_backends
@@ -23,11 +24,11 @@ from yanchat.backends.sqlite.store import open_store
 from yanchat.config import Settings
 from yanchat.directory import locked, node_directory
 from yanchat.errors import NotFound, RegistryUnavailable, Unreachable
-from yanchat.model import OPEN, Key, MessageId, Node, NodeRecord, OpenId, Row
+from yanchat.model import ACKED, OPEN, Key, MessageId, Node, NodeRecord, OpenId, Row
 from yanchat.names import slug
 from yanchat.node.lease import LEASE
 from yanchat.ports import Batch, Bus, Inbox, Outbox, Registry
-from yanchat.protocol.records import Acked, Adopt, Adopted, Record
+from yanchat.protocol.records import Acked, Adopt, Adopted, Record, Told
 from yanchat.telemetry import Counters
 
 ANSWERED_WITHIN: Final = 30.0
@@ -127,6 +128,7 @@ class Run:
     async def move(self) -> Moved:
         """Publish the acks that had not left, then move the rows, batch by batch, each after the one before."""
         await self._publish_acks()
+        acked, told = await self._heard()
         async with AsyncExitStack() as stack:
             with trio.move_on_after(ANSWERED_WITHIN) as opening:
                 answers = await stack.enter_async_context(self._bus.subscribe("ack"))
@@ -136,7 +138,8 @@ class Run:
             nursery.start_soon(self._listen, answers)
             after = 0
             while rows := await self._outbox.movable(after, ROWS_AT_ONCE):
-                for batch in _parts(rows):
+                now = time.time_ns() // 1_000_000
+                for batch in _parts([_follow(row, acked, told, now) for row in rows]):
                     await self._hand_over(batch)
                     await self._mark(batch)
                 after = rows[-1].envelope.order
@@ -174,6 +177,20 @@ class Run:
         raise self._too_slow("The bus does not take anything")
 
     # -- rows ----------------------------------------------------------------------------------------------------------
+    async def _heard(self) -> tuple[set[Key], dict[Key, int]]:
+        """What has come back for the dead node: what is acked, and of what rank a sender was told. Rows carry it.
+
+        The adopter reads that topic as well, for what comes later; but it may die before it has.
+        """
+        acked: set[Key] = set()
+        told: dict[Key, int] = {}
+        for record in await self._bus.read(self._dead, "ack"):
+            if isinstance(record, Acked):
+                acked.update(record.keys)
+            elif isinstance(record, Told):
+                told.update({key: max(record.rank, told.get(key, OPEN)) for key in record.keys})
+        return acked, told
+
     async def _listen(self, answers: AsyncIterator[Batch]) -> None:
         """Hear what is answered to this run. Nothing is committed: the rest is for the adopter, and for the node."""
         async for batch in answers:
@@ -210,6 +227,15 @@ class Run:
             f"{what} within {ANSWERED_WITHIN:.0f} s. Nothing is lost: {len(self._moved)} have moved, all others still"
             f" wait in {self._dead}; run this again."
         )
+
+
+def _follow(row: Row, acked: Set[Key], told: Mapping[Key, int], now: int) -> Row:
+    """The row with what has come back for it."""
+    key = row.envelope.key
+    if row.rank < ACKED and key in acked:
+        row = replace(row, rank=ACKED, settled_at=now)
+    rank = min(told.get(key, OPEN), row.rank)
+    return replace(row, told=rank, told_at=now) if rank > row.told else row
 
 
 async def _look(outbox: Outbox, adopter: Node) -> Moved:

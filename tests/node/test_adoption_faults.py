@@ -19,7 +19,7 @@ from yanchat.errors import AddressTaken, Unreachable
 from yanchat.model import ACKED, OPEN, Envelope, Node, Totals
 from yanchat.ports import RowFilter
 from yanchat.protocol.ids import message_id_from_order
-from yanchat.protocol.records import Acked, Adopt, Adopted, Record
+from yanchat.protocol.records import Acked, Adopt, Adopted, Record, Topic
 
 
 async def test_an_ack_that_comes_while_rows_move_is_not_missed(autojump_clock: object) -> None:
@@ -366,3 +366,49 @@ async def test_a_node_that_may_not_hold_the_address_adopts_nothing(autojump_cloc
 async def _nobody_answers(cluster: Cluster) -> None:
     with pytest.RaisesGroup(Unreachable, flatten_subgroups=True, allow_unwrapped=True):
         await adopt(cluster)
+
+
+def reads_late(node: RunningNode, seconds: float) -> None:
+    """It reads the topics of others slowly."""
+    reads = node.bus.read
+
+    async def slowly(of: Node, topic: Topic) -> list[Record]:
+        await trio.sleep(seconds)
+        return await reads(of, topic)
+
+    node.bus.read = slowly  # type: ignore[method-assign]
+
+
+async def test_what_had_come_back_comes_with_the_rows_though_the_adopter_dies(autojump_clock: object) -> None:
+    """It has said that the rows are on its disk, and dies before it has read the dead node's topic."""
+    async with open_cluster("n1", "n2", "n3") as cluster:
+        bob = await cluster.nodes["n3"].login("bob", acks=False)
+        await greeted(bob)
+        await left_behind(cluster, "hello")
+        bob.ack(bob.messages[0])
+        await bob.until(lambda bob: bob.ack_statuses == [200])
+        bob.leave()
+        reads_late(cluster.nodes["n2"], 0.5)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(adopt, cluster)
+            await trio.sleep(0.2)
+            cluster.nodes["n2"].crash()
+            await cluster.start("n2")
+        assert (await the_only_row(cluster, "n2")).state == "delivered"
+
+
+async def test_what_comes_back_when_the_run_has_begun_is_heard_by_the_adopter(autojump_clock: object) -> None:
+    """The ack was slow; the recipient has gone."""
+    async with open_cluster("n1", "n2", "n3") as cluster:
+        bob = await cluster.nodes["n3"].login("bob", acks=False)
+        await greeted(bob)
+        await left_behind(cluster, "hello")
+        reads_late(cluster.nodes["n2"], 3)
+        cluster.bus.fate = lambda node, record: (1.0,) if isinstance(record, Acked) else (0.0,)
+        bob.ack(bob.messages[0])
+        await bob.until(lambda bob: bob.ack_statuses == [200])
+        bob.leave()
+        await adopt(cluster)
+        assert (await the_only_row(cluster, "n2")).state == "pending"
+        await trio.sleep(10)
+        assert (await the_only_row(cluster, "n2")).state == "delivered"

@@ -14,12 +14,21 @@ from yanchat.node import adoption, loads, mailboxes, sweep, tray
 
 RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
     "no-catch-up": (
-        calm.test_an_ack_that_came_back_for_the_dead_node_settles_the_adopted_row,
+        faults.test_what_comes_back_when_the_run_has_begun_is_heard_by_the_adopter,
         Mutation(
             adoption,
             'self._settlement.hear(await self._bus.read(dead, "ack"))',
             'self._bus.read(dead, "ack")',
             "what came back for the dead node is not heard",
+        ),
+    ),
+    "rows-know-nothing": (
+        faults.test_what_had_come_back_comes_with_the_rows_though_the_adopter_dies,
+        Mutation(
+            run,
+            "_parts([_follow(row, acked, told, now) for row in rows])",
+            "_parts(rows)",
+            "rows leave without what had come back for them",
         ),
     ),
     "no-acks-here": (
