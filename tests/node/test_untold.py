@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from tests.node.cluster import open_cluster
-from yanchat.config import RedeliverySettings
+from yanchat.config import LimitSettings, RedeliverySettings
 from yanchat.model import ACKED
 from yanchat.ports import RowFilter
 
@@ -27,3 +27,28 @@ async def test_who_never_came_for_a_notice_was_never_told(autojump_clock: object
         rows = {row.envelope.sender: row for row in await cluster.stores["n1"].search(RowFilter())}
         assert (rows["ann"].rank, rows["ann"].told, rows["ann"].told_at) == (ACKED, ACKED, 0)
         assert rows["cid"].told_at > 0
+
+
+async def test_notices_of_long_texts_are_no_longer_than_others(autojump_clock: object) -> None:
+    """The window holds two of these texts; of their notices, which do not repeat them, it holds all."""
+    async with open_cluster("n1", limits=LimitSettings(window=64, window_bytes=40_000)) as cluster:
+        ann, bob = await cluster.nodes["n1"].login("ann"), await cluster.nodes["n1"].login("bob")
+        for number in range(40):
+            ann.write("bob", f"{number:02}" + "x" * 20_000)
+        await bob.until(lambda bob: len(bob.ack_statuses) == 40)
+        await ann.until(lambda ann: len(ann.told) == 40, within=3)
+        assert len(bob.texts) == 40
+
+
+async def test_notices_of_long_texts_that_stand_on_disk_are_all_told(autojump_clock: object) -> None:
+    """More than memory holds of texts, read a few at a time, after a crash."""
+    async with open_cluster("n1", limits=LimitSettings(window=8, window_bytes=40_000)) as cluster:
+        ann, bob = await cluster.nodes["n1"].login("ann"), await cluster.nodes["n1"].login("bob")
+        for number in range(40):
+            ann.write("bob", f"{number:02}" + "x" * 20_000)
+        await ann.until(lambda ann: len(ann.receipts) == 40)
+        ann.leave()
+        await bob.until(lambda bob: len(bob.ack_statuses) == 40)
+        cluster.nodes["n1"].crash()
+        again = await (await cluster.start("n1")).login("ann")
+        await again.until(lambda again: len({told[0] for told in again.told}) == 40, within=60)

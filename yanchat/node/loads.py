@@ -93,7 +93,10 @@ class Loads:
             return
         items = self._mailboxes.items
         found = [items.get(row.envelope.key) or Item.read(row, self._sent_before(row)) for row in rows]
-        for item in tray.end_load(found, held):
+        if name == "notices":
+            for item in found:
+                item.lighten()
+        for item in tray.end_load(found, held, sum(len(row.envelope.text) for row in rows)):
             items[item.key] = item
 
     def _sent_before(self, row: Row) -> bool:

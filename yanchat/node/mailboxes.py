@@ -206,6 +206,7 @@ class Mailboxes:
             self._calm(box)
         item.rank, item.settled_at, item.sent, item.since = rank, at, {}, None
         if item.told < rank:
+            item.lighten()
             box = self.box(envelope.sender)
             if box.notices.put(item):
                 self.items[item.key] = item

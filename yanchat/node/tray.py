@@ -6,13 +6,17 @@ Rules without I/O.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
 
 from yanchat.config import LimitSettings
 from yanchat.model import OPEN, Envelope, Notice, Place, Row, Step
 
 HELD_WINDOWS = 4
 """How many windows of rows a tray has in memory; the others are on disk alone."""
+LIGHT: Final = 256
+"""Characters of a text that a notice keeps, which has no use for them: making it lighter would cost more."""
 NEVER = float("inf")
 
 
@@ -51,6 +55,11 @@ class Item:
         item.attempts, item.sent_at = row.attempts, row.sent_at
         item.arrived_at, item.settled_at = row.arrived_at, row.settled_at
         return item
+
+    def lighten(self) -> None:
+        """It is a notice from now on, and takes no more room than one, in memory and in the window."""
+        if len(self.envelope.text) > LIGHT:
+            self.envelope = replace(self.envelope, text="")
 
     def notice(self) -> Notice:
         envelope = self.envelope
@@ -173,8 +182,11 @@ class TrayRows:
     def start_load(self) -> None:
         self.loading, self.missed, self.left = True, False, set()
 
-    def end_load(self, items: Sequence[Item], asked: Bounds) -> list[Item]:
-        """Merge what was read, oldest first, of at most as many as were asked for; the items that are new here."""
+    def end_load(self, items: Sequence[Item], asked: Bounds, read: int) -> list[Item]:
+        """Merge what was read, oldest first, of at most as many as were asked for; the items that are new here.
+
+        `read`: the size of the texts as they stand on disk.
+        """
         new = [item for item in items if item.envelope.order not in self.rows and item.envelope.order not in self.left]
         last_in_flight = max((order for order, item in self.rows.items() if item.sent), default=0)
         self.mixed |= any(item.envelope.order < last_in_flight for item in new)
@@ -182,7 +194,6 @@ class TrayRows:
             self.rows[item.envelope.order] = item
             self.size += len(item.envelope.text)
         self.rows = dict(sorted(self.rows.items()))
-        read = sum(len(item.envelope.text) for item in items)
         self.complete = not self.missed and asked.has_room(len(items), read)
         self.loading, self.left, self.changed = False, set(), True
         return new
