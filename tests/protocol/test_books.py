@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yanchat.model import ACKED, OPEN, MessageId, Node, OpenId
+from yanchat.model import ACKED, GIVEN_UP, OPEN, MessageId, Node, OpenId
 from yanchat.protocol.books import Account, ByState, Held, HeldAck, imbalances, judge
 from yanchat.protocol.ids import message_id_from_request, order_from_message_id
 
@@ -103,6 +103,16 @@ def test_an_adoption_that_did_not_end_is_said_with_what_to_do() -> None:
     assert "redeliver --adopt" in sentence(half, {}, ALL)
     twice = {N2: row(adopted=True), N3: row(adopted=True), N1: row(moved=True)}
     assert "redeliver --adopt" in sentence(twice, {}, ALL)
+
+
+@pytest.mark.parametrize("message_id", [PLAIN, REQUEST])
+def test_an_adoption_that_did_not_end_is_no_doubt_when_all_who_have_it_know_its_end(message_id: MessageId) -> None:
+    """Delivered, or given up, on each of them: no recipient waits for it. One that is open is enough for a doubt."""
+    done = {N1: row(message_id, rank=ACKED), N2: row(message_id, adopted=True, rank=GIVEN_UP)}
+    assert sentence(done, {}, ALL) == ""
+    for waits in ({N1: row(message_id)}, {N2: row(message_id, adopted=True)}):
+        assert "redeliver --adopt" in sentence({**done, **waits}, {}, ALL)
+    assert "only one node can have accepted it" in sentence({N1: row(rank=ACKED), N2: row(rank=ACKED)}, {}, ALL)
 
 
 def test_an_adopted_request_may_have_come_from_a_node_that_was_not_asked() -> None:

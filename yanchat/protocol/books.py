@@ -139,7 +139,8 @@ def judge(
     away = [node for node, row in rows.items() if row.moved]
     came = [node for node, row in owners.items() if row.adopted]
     accepted_at = min((row.accepted_at for row in rows.values()), default=own_order >> COUNTER_BITS)
-    if len(owners) > 1 and (own_order or (complete and len(came) > len(away))):
+    ended = bool(came) and all(row.rank for row in owners.values())  # whoever has it knows its end
+    if len(owners) > 1 and not ended and (own_order or (complete and len(came) > len(away))):
         where = " and on ".join(sorted(owners))
         if came:
             return doubt(
