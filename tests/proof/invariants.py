@@ -44,7 +44,7 @@ def on_message(world: World, user: User, client: Client, message: Message) -> No
     again = any(one is client and before.message_id == message.message_id for one, before in user.arrivals)
     if again and not message.redelivered:
         world.problem(f"{user.name} got {message.text} again on one session, not marked")
-    if world.adoptions.drawn and not (again or message.redelivered) and _had_from_the_dead(world, user, message):
+    if world.adoptions.drawn and not (again or message.redelivered) and _had_before(world, user, client, message):
         world.problem(f"{user.name} got the adopted {message.text}, which he had had, not marked")
     if again and world.calm:
         world.problem(f"{user.name} got {message.text} twice on one session without a fault")
@@ -53,11 +53,17 @@ def on_message(world: World, user: User, client: Client, message: Message) -> No
         world.problem(f"{user.name} got {message.text} from {client.node.name}, which had his ack at {acked:.3f}")
 
 
-def _had_from_the_dead(world: World, user: User, message: Message) -> bool:
-    """Whether he had it long ago, from a node whose row has moved away from there, or is to."""
-    rows = [
-        row for store in world.cluster.stores.values() if (row := store._find((message.message_id, OpenId(user.name))))
-    ]
+def _had_before(world: World, user: User, client: Client, message: Message) -> bool:
+    """Whether he had it long ago, from a node whose row has moved away from there, or is to.
+
+    A push of that node itself that comes late, to another session, is no repeat.
+    """
+    key: Key = (message.message_id, OpenId(user.name))
+    rows = [row for store in world.cluster.stores.values() if (row := store._find(key))]
+    for origin in client.session.unacked.get(message.message_id, ()):
+        row = world.cluster.stores[origin.partition(":")[0]]._find(key)
+        if row is not None and row.moved_at:
+            return False
     adopted = all(row.adopted_at > 0 for row in rows if not row.moved_at)
     return adopted and trio.current_time() - user.got.get(message.text, NEVER) > AGAIN
 
@@ -253,6 +259,12 @@ def _check_notices(world: World, user: User) -> None:
 def _origin(world: World, message: Message) -> str:
     key: Key = (message.message_id, message.recipient)
     return next((name for name, store in world.cluster.stores.items() if key in store._orders), "")
+
+
+def waiting(world: World) -> bool:
+    """Whether a living node has a row that waits: of a repeated request, perhaps until the look of the minute."""
+    nodes = [node for node in world.cluster.nodes.values() if not node.gone]
+    return any(row.rank == OPEN and not row.moved_at for node in nodes for row in node.store._rows.values())
 
 
 async def check_end(world: World) -> None:

@@ -179,7 +179,7 @@ class World:
             user.vanished = False
             await user.connect()
         await trio.sleep(20)
-        await self._until(lambda: not invariants.unsettled(self))
+        await self._until(lambda: not (invariants.unsettled(self) or invariants.waiting(self)))
         await trio.sleep(5)
 
     async def _until(self, settled: Callable[[], bool]) -> None:
