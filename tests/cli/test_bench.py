@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import redis
 from confluent_kafka.admin import AdminClient
 
 from tests.cli.terminal import on_terminal
-from tests.running import RunningNode, call
+from tests.running import RunningNode, call, finish, running, wait_until
 from yanchat.bench.figures import histogram, percentile
 
 SHORT = ("--seconds", "0.5", "--pairs", "4", "--depth", "2")
@@ -46,6 +47,19 @@ def test_throw_away_nodes_close_loops(temporary: Path) -> None:
     assert len(report["processes"]) == 3  # the load, and each node
     assert all(process["memory_bytes"] > 0 for process in report["processes"])
     assert report["machine"]["cores"] >= 1
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_whoever_ends_it_ends_its_nodes(number: signal.Signals, temporary: Path) -> None:
+    """A service manager, `timeout`, a terminal that is closed."""
+    with running("bench", "--seconds", "60", "--pairs", "1", "--json", env={"TMPDIR": str(temporary)}) as process:
+        sockets = temporary.glob
+        wait_until(lambda: list(sockets("*/nodes/*/admin.sock")), "its node runs")
+        (node,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        code, _, _ = finish(process, number)
+    assert code == 130
+    assert not Path(f"/proc/{node}").exists()
     assert list(temporary.iterdir()) == []
 
 

@@ -157,8 +157,9 @@ def test_check_says_that_a_file_is_fine(tmp_path: Path) -> None:
         ('[limits]\nwindow_bytes = "99999999999GiB"\n', "a size is at most"),
         ("[limits]\nwindow = 99999999999999999999\n", "at most 2147483647"),
         ("[limits]\nmessages_per_second = inf\n", "at most 2147483647"),
+        ("[limits]\nmessage_size = 1\noutgoing_buffer = 1\n", "must be at least 4KiB"),
         ("[redelivery]\nfactor = 100000\n", "must be 1 to 1000"),
-        ('[redelivery]\nlifetime = "9999999999d"\nkeep = "99999999999999d"\n', "a duration is at most 36500d"),
+        ('[redelivery]\nlifetime = "9999999999d"\nkeep = "99999999999999d"\n', "a duration is at most 10000d"),
     ],
 )
 def test_check_finds_what_would_stop_a_node(text: str, says: str, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def bench(
 
     if url and nodes != 1:
         raise UsageError("Give --url for running nodes or --nodes for throw-away ones, not both.")
-    settings = call.settings()
+    settings, stay = call.settings(), bool(url)
     with ExitStack() as stack:
         seen: dict[str, int] = {"load": os.getpid()}
         if url:
@@ -82,7 +82,7 @@ def bench(
         run = _run(call, plan, seen)
     report = _report(plan, run, settings)
     if call.out.form == "person":
-        _tell(call, report, run.figures)
+        _tell(call, report, run.figures, stay)
     else:
         call.out.document(report, "")
     return NOT_ALL_CLOSED if report["errors"] or report["unfinished"] or not report["loops"] else 0
@@ -226,7 +226,7 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-def _tell(call: Call, report: dict[str, Any], figures: Figures) -> None:
+def _tell(call: Call, report: dict[str, Any], figures: Figures, stay: bool) -> None:
     from yanchat.bench.figures import histogram
 
     out, latency = call.out, report["latency_ms"]
@@ -257,4 +257,5 @@ def _tell(call: Call, report: dict[str, Any], figures: Figures) -> None:
     for sentence, times in report["errors"].items():
         out.line(f"{times:,} x {sentence}", "red")
     if report["unfinished"]:
-        out.line(f"{report['unfinished']:,} loops did not close in the time after; `yanchat outbox` shows them.", "red")
+        there = "; `yanchat outbox` shows them" if stay else ""
+        out.line(f"{report['unfinished']:,} loops did not close in the time after{there}.", "red")

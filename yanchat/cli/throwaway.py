@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ def throw_away(nodes: int, settings: Settings, limits: Mapping[str, str]) -> Ite
 
     In the profile cluster their keys and topics have a prefix of their own. Unreachable: one does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="yanchat-") as name, ExitStack() as stack:
+    with _ended_as_by_ctrl_c(), tempfile.TemporaryDirectory(prefix="yanchat-") as name, ExitStack() as stack:
         directory = Path(name)
         prefix = f"throwaway-{secrets.token_hex(4)}-"
         variables = {f"YANCHAT_LIMITS_{key}".upper(): value for key, value in limits.items()}
@@ -55,6 +56,23 @@ def throw_away(nodes: int, settings: Settings, limits: Mapping[str, str]) -> Ite
         (directory / "yanchat.toml").write_text("\n".join(lines))  # whatever the machine's own settings say
         processes = [stack.enter_context(_process(directory, number, {**kept, **variables})) for number in range(nodes)]
         yield [_ready(process, directory) for process in processes]
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP remove nodes as Ctrl-C does; by themselves they would end the call and leave those running."""
+
+    def end(*_: object) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a shell
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\s\[\]]+):\d{1,5}")
 _ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/?#\s,A-Z]+")
 LAST_PORT: Final = 65535
 HIGHEST_FACTOR: Final = 1000
+LEAST_BUFFER: Final = 4096
 
 
 def check(settings: Settings, origins: Mapping[tuple[str, str], str]) -> None:
@@ -38,6 +39,8 @@ def check(settings: Settings, origins: Mapping[tuple[str, str], str]) -> None:
         raise wrong("redelivery", key, f"is not possible: keep must be more than lifetime + {retention}.")
     if limits.message_size < 1 or limits.message_size > 16 << 20:
         raise wrong("limits", "message_size", "must be 1B to 16MiB.")
+    if limits.outgoing_buffer < LEAST_BUFFER:
+        raise wrong("limits", "outgoing_buffer", f"must be at least {LEAST_BUFFER >> 10}KiB.")
     if limits.outgoing_buffer < limits.message_size:
         raise wrong("limits", "outgoing_buffer", "must not be less than limits.message_size.")
     if limits.ping <= 0 or limits.idle <= limits.ping:

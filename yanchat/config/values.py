@@ -17,7 +17,7 @@ _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86
 _SIZE_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6}
 DURATIONS: Final = 'write a duration as "500ms", "5s", "10m", "2h" or "7d"'
 SIZES: Final = 'write a size as "512B", "64KiB", "1MiB" or "2GiB"'
-LONGEST: Final = 36_500 * 86_400.0
+LONGEST: Final = 10_000 * 86_400.0
 LARGEST: Final = 1 << 50
 MOST: Final = (1 << 31) - 1
 """Seconds, bytes and whole numbers, at most: what clocks and tables can still count with."""
