@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import Any
 
@@ -196,11 +197,12 @@ def test_what_a_slow_session_did_not_ack_goes_to_the_next_one(impatient: Gate) -
                 awake.say(text(ack(push)))
 
 
-def test_who_reads_again_in_time_goes_on(impatient: Gate) -> None:
+def test_who_reads_again_in_time_goes_on(start: Start) -> None:
     """A client that is slow, but reads: the node waits for it however long it takes."""
-    for _ in still_well(impatient):
-        with sleepy(impatient, "slow") as slow:
-            texts = fill(impatient, "slow", 100)
+    patient = start(stalled="1m", outgoing_buffer="128KiB", bytes_per_second=0, window=1000, window_bytes="64MiB")
+    for _ in still_well(patient):
+        with sleepy(patient, "slow") as slow:
+            texts = fill(patient, "slow", 100)
             for words in texts:
                 push = slow.json(2)
                 assert push["msg"]["params"]["message"] == words
@@ -208,15 +210,24 @@ def test_who_reads_again_in_time_goes_on(impatient: Gate) -> None:
                 time.sleep(0.02)
 
 
+def sip(client: Raw, enough: threading.Event) -> None:
+    while not enough.wait(0.05):
+        client.buffer += client.sock.recv(2048)
+
+
 def test_who_reads_a_little_at_a_time_goes_on(impatient: Gate) -> None:
     """So slowly that for longer than `stalled` nothing more fits into what the kernel keeps for it."""
     for _ in still_well(impatient):
         with sleepy(impatient, "sipper") as sipper:
-            texts = fill(impatient, "sipper", 100)
-            until = time.monotonic() + 3
-            while time.monotonic() < until:
-                sipper.buffer += sipper.sock.recv(2048)
-                time.sleep(0.05)
+            enough = threading.Event()
+            thread = threading.Thread(target=sip, args=(sipper, enough))
+            thread.start()
+            try:
+                texts = fill(impatient, "sipper", 100)
+                time.sleep(3)
+            finally:
+                enough.set()
+                thread.join()
             for words in texts:
                 push = sipper.json(2)
                 assert push["msg"]["params"]["message"] == words
