@@ -202,7 +202,7 @@ class Hub:
         self.opened = 0
         """Sessions that ever came."""
         self._watches: dict[int, set[Key]] = {}
-        self._watched = 0
+        """By identity: two that hold the same are two."""
 
     @property
     def users(self) -> int:
@@ -252,14 +252,12 @@ class Hub:
     @contextmanager
     def acked_meanwhile(self) -> Iterator[set[Key]]:
         """Keys that are acked while the disk is asked: what it answers may be from before, and not know of them."""
-        self._watched += 1
-        number = self._watched
         watch: set[Key] = set()
-        self._watches[number] = watch
+        self._watches[id(watch)] = watch
         try:
             yield watch
         finally:
-            del self._watches[number]
+            del self._watches[id(watch)]
 
     def owed_to(self, openid: OpenId, message_id: MessageId) -> tuple[Node, ...]:
         """The origins of a message that some session of this user here was given and has not acked."""

@@ -7,11 +7,11 @@ import trio
 
 from yanchat.config import LimitSettings
 from yanchat.errors import StoreUnavailable
-from yanchat.model import OpenId, Row
+from yanchat.model import OPEN, OpenId, Row
 from yanchat.node.ledger import AGAIN_AFTER, Ledger
 from yanchat.node.mailbox import Mailbox
 from yanchat.node.mailboxes import Mailboxes
-from yanchat.node.tray import Item, TrayRows, window_of
+from yanchat.node.tray import Bounds, Item, TrayRows, window_of
 from yanchat.ports import Outbox, Tray
 from yanchat.telemetry import Counters
 
@@ -94,9 +94,11 @@ class Loads:
         items = self._mailboxes.items
         found = [items.get(row.envelope.key) or Item.read(row, self._sent_before(row)) for row in rows]
         if name == "notices":
+            found = [item for item in found if item.rank > OPEN]  # memory is about to follow the disk, and puts these
             for item in found:
                 item.lighten()
-        for item in tray.end_load(found, held, sum(len(row.envelope.text) for row in rows)):
+        read = Bounds(len(rows), sum(len(row.envelope.text) for row in rows))
+        for item in tray.end_load(found, held, read):
             items[item.key] = item
 
     def _sent_before(self, row: Row) -> bool:

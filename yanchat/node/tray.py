@@ -182,10 +182,10 @@ class TrayRows:
     def start_load(self) -> None:
         self.loading, self.missed, self.left = True, False, set()
 
-    def end_load(self, items: Sequence[Item], asked: Bounds, read: int) -> list[Item]:
-        """Merge what was read, oldest first, of at most as many as were asked for; the items that are new here.
+    def end_load(self, items: Sequence[Item], asked: Bounds, read: Bounds) -> list[Item]:
+        """Merge what was read, oldest first; the items that are new here.
 
-        `read`: the size of the texts as they stand on disk.
+        `read`: how many rows the disk had, and the size of their texts there, of at most as many as were `asked` for.
         """
         new = [item for item in items if item.envelope.order not in self.rows and item.envelope.order not in self.left]
         last_in_flight = max((order for order, item in self.rows.items() if item.sent), default=0)
@@ -194,7 +194,7 @@ class TrayRows:
             self.rows[item.envelope.order] = item
             self.size += len(item.envelope.text)
         self.rows = dict(sorted(self.rows.items()))
-        self.complete = not self.missed and asked.has_room(len(items), read)
+        self.complete = not self.missed and asked.has_room(*read)
         self.loading, self.left, self.changed = False, set(), True
         return new
 
