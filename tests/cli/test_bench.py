@@ -8,6 +8,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,16 +52,30 @@ def test_throw_away_nodes_close_loops(temporary: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_whoever_ends_it_ends_its_nodes(number: signal.Signals, temporary: Path) -> None:
-    """A service manager, `timeout`, a terminal that is closed."""
-    with running("bench", "--seconds", "60", "--pairs", "1", "--json", env={"TMPDIR": str(temporary)}) as process:
-        sockets = temporary.glob
-        wait_until(lambda: list(sockets("*/nodes/*/admin.sock")), "its node runs")
+@pytest.mark.parametrize("interrupt", [signal.SIG_DFL, signal.SIG_IGN])
+def test_whoever_ends_it_ends_its_nodes(number: signal.Signals, interrupt: signal.Handlers, temporary: Path) -> None:
+    """A service manager, `timeout`, a terminal that is closed; also where Ctrl-C is ignored, as in a script's `&`."""
+    begin = partial(signal.signal, signal.SIGINT, interrupt)
+    command = ("bench", "--seconds", "60", "--pairs", "1", "--json")
+    with running(*command, env={"TMPDIR": str(temporary)}, preexec_fn=begin) as process:
+        wait_until(lambda: list(temporary.glob("*/nodes/*/admin.sock")), "its node runs")
         (node,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         code, _, _ = finish(process, number)
     assert code == 130
     assert not Path(f"/proc/{node}").exists()
     assert list(temporary.iterdir()) == []
+
+
+def test_who_ignores_a_hangup_goes_on(temporary: Path) -> None:
+    """As under nohup."""
+    ignore = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    command = ("bench", "--seconds", "3", "--pairs", "1", "--json")
+    with running(*command, env={"TMPDIR": str(temporary)}, preexec_fn=ignore) as process:
+        wait_until(lambda: list(temporary.glob("*/nodes/*/admin.sock")), "its node runs")
+        process.send_signal(signal.SIGHUP)
+        out, log = process.communicate(timeout=60)
+    assert process.returncode == 0, log
+    assert json.loads(out)["loops"] > 0
 
 
 def test_a_running_node_is_measured_with_its_process(tmp_path: Path) -> None:
