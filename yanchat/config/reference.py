@@ -27,7 +27,8 @@ Each setting is taken from the first of these that has it:
 3. the file: `--config FILE`, else `YANCHAT_CONFIG`, else `/etc/yanchat/yanchat.toml` if it is there,
 4. the default below.
 
-Durations are written as `"500ms"`, `"5s"`, `"10m"`, `"2h"` or `"7d"`, sizes as `"512B"`, `"64KiB"` or `"1MiB"`. A file
+Durations are written as `"500ms"`, `"5s"`, `"10m"`, `"2h"` or `"7d"`, sizes as `"512B"`, `"64KiB"` or `"1MiB"`; at most
+`"10000d"`, a PiB, and 2147483647 for other numbers. A file
 that a setting names may be `"${CREDENTIALS_DIRECTORY}/NAME"`, one of the service manager's credentials. An unknown
 section or key, or a value that cannot be, is refused with its line and what is allowed (exit code 78; 2 for an option);
 an unknown `YANCHAT_…` variable is warned of. Besides the settings there are three variables: `YANCHAT_CONFIG`,

@@ -18,9 +18,11 @@ _SIZE_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 <<
 DURATIONS: Final = 'write a duration as "500ms", "5s", "10m", "2h" or "7d"'
 SIZES: Final = 'write a size as "512B", "64KiB", "1MiB" or "2GiB"'
 LONGEST: Final = 10_000 * 86_400.0
+"""Seconds: what clocks, tables and programs of the admin API can still count with; so are these."""
 LARGEST: Final = 1 << 50
+"""Bytes."""
 MOST: Final = (1 << 31) - 1
-"""Seconds, bytes and whole numbers, at most: what clocks and tables can still count with."""
+"""Of any other number."""
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
