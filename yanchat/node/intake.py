@@ -14,6 +14,7 @@ from yanchat.node.repeats import Repeats
 from yanchat.node.settlement import Settlement
 from yanchat.node.storing import FAULT, RETRY_AFTER, Storing, hang_up
 from yanchat.node.turns import Turns
+from yanchat.node.waiting import Pushed, Waiting, tell
 from yanchat.ports import Clock, Outbox
 from yanchat.protocol import frames
 from yanchat.protocol.frames import Dates
@@ -22,51 +23,9 @@ from yanchat.protocol.ids import request_id as new_request_id
 from yanchat.protocol.session import Refusal
 from yanchat.protocol.shapes import Send
 from yanchat.telemetry import Counters
-from yanchat.tracing import Open
-from yanchat.trail import Trail
 
 MAX_BATCH = 500
 """Rows that are stored together; a message to many is as many rows, and is not divided."""
-
-
-class _Pushed:
-    """A message that no session has sent: who brought it waits for its end."""
-
-    __slots__ = ("done", "news", "notify", "refused")
-
-    def __init__(self, notify: bool) -> None:
-        self.notify, self.done = notify, trio.Event()
-        self.refused: Refused | None = None
-        self.news: list[bool] = []
-
-    def end(self, refused: Refused | None, news: list[bool]) -> None:
-        self.refused, self.news = refused, news
-        self.done.set()
-
-
-class _Waiting:
-    """One answer that is waited for: to a message that is to be stored, or a refusal that must not overtake one."""
-
-    __slots__ = ("at", "by", "envelopes", "name", "refusal", "send", "sender", "span")
-
-    def __init__(self, by: Session | _Pushed, sender: OpenId, name: str, said: Send | Refusal, at: int) -> None:
-        self.by, self.sender, self.name, self.at = by, sender, name, at
-        self.send = said if isinstance(said, Send) else None
-        self.refusal = said if isinstance(said, Refusal) else None
-        self.envelopes: list[Envelope] = []
-        """What is to be stored, once it is its turn."""
-        self.span: Open | None = None
-
-    @property
-    def quiet(self) -> bool:
-        """The sender wants no notice."""
-        return type(self.by) is _Pushed and not self.by.notify
-
-    @property
-    def size(self) -> int:
-        """Of the text that the answer repeats."""
-        said = self.send or self.refusal
-        return len(said.text) if said is not None else 0
 
 
 class Intake:
@@ -90,7 +49,7 @@ class Intake:
         self._repeats, self._backlog, self._orders = repeats, backlog, orders
         self._dates, self._clock, self._inflight, self._counters = dates, clock, inflight, counters
         self._storing = Storing(outbox, counters)
-        self._queue: Turns[_Waiting] = Turns()
+        self._queue: Turns[Waiting] = Turns()
         self._busy = False
         self._wake = trio.Event()
 
@@ -120,22 +79,22 @@ class Intake:
         except Refused as refused:
             self._counters.refused[refused.status] += 1
             raise
-        pushed = _Pushed(notify)
+        pushed = Pushed(notify)
         waiting = self._take(pushed, sender, sender, send)
         await pushed.done.wait()
         if pushed.refused is not None:
             raise pushed.refused
         return waiting.envelopes[0].message_id, pushed.news
 
-    def _take(self, by: Session | _Pushed, sender: OpenId, name: str, send: Send) -> _Waiting:
+    def _take(self, by: Session | Pushed, sender: OpenId, name: str, send: Send) -> Waiting:
         """Have the message stored when it is its turn; from here on it counts as waiting."""
         for recipient in send.recipients:
             self._backlog.add(sender, recipient)
-        waiting = _Waiting(by, sender, name, send, self._clock.wall())
+        waiting = Waiting(by, sender, name, send, self._clock.wall())
         self._put(waiting, by if type(by) is Session else sender, len(send.recipients))
         return waiting
 
-    def _address(self, waiting: _Waiting) -> None:
+    def _address(self, waiting: Waiting) -> None:
         """Give the message its order and its id: whatever has an order goes to the store at once."""
         send, sender, now = waiting.send, waiting.sender, waiting.at
         if send is None:
@@ -159,11 +118,11 @@ class Intake:
 
     def refuse(self, session: Session, refusal: Refusal) -> bool:
         """Answer that nothing is stored, behind the answers that are still to come."""
-        waiting = _Waiting(session, session.openid, "", refusal, 0)
+        waiting = Waiting(session, session.openid, "", refusal, 0)
         self._put(waiting, session, 1)
         return session.expect(self._inflight, waiting.size)
 
-    def _put(self, waiting: _Waiting, whose: Session | OpenId, rows: int) -> None:
+    def _put(self, waiting: Waiting, whose: Session | OpenId, rows: int) -> None:
         self._queue.put(whose, waiting, rows)
         self._wake.set()
 
@@ -189,7 +148,7 @@ class Intake:
         """Messages that wait for their recipients, each recipient counted."""
         return self._backlog.rows
 
-    async def _store(self, batch: list[_Waiting]) -> None:
+    async def _store(self, batch: list[Waiting]) -> None:
         for waiting in batch:
             self._address(waiting)
         messages = [waiting.envelopes for waiting in batch if waiting.envelopes]
@@ -230,12 +189,12 @@ class Intake:
         except StoreUnavailable:  # they are pushed, and acked, once more
             self._counters.store_failed += 1
 
-    def _end(self, waiting: _Waiting, failed: Refused | None, news: list[bool], date: bytes) -> Session | None:
+    def _end(self, waiting: Waiting, failed: Refused | None, news: list[bool], date: bytes) -> Session | None:
         """Answer whoever waits; the session, if it is one."""
         by, frame = waiting.by, self._answer(waiting, failed, date)
         if self._counters.trail is not None:
-            _tell(self._counters.trail, waiting, failed, news)
-        if isinstance(by, _Pushed):
+            tell(self._counters.trail, waiting, failed, news)
+        if isinstance(by, Pushed):
             by.end(failed, news)
             return None
         by.answer(frame, self._inflight, waiting.size)
@@ -243,16 +202,16 @@ class Intake:
             by.outlet.close(1008, "three frames in a row were not understood")
         return by
 
-    def _give_up(self, batch: list[_Waiting]) -> None:
+    def _give_up(self, batch: list[Waiting]) -> None:
         """A fault of ours. What is stored stays so, and is read from disk; whoever has no answer may repeat it."""
         hang_up("intake.failed", (waiting.by for waiting in batch if isinstance(waiting.by, Session)))
         for waiting in batch:
-            if isinstance(waiting.by, _Pushed):
+            if isinstance(waiting.by, Pushed):
                 waiting.by.end(Refused(503, FAULT, RETRY_AFTER), [])
             for envelope in waiting.envelopes:
                 self._mailboxes.missed(envelope.recipient, "messages")
 
-    def _answer(self, waiting: _Waiting, failed: Refused | None, date: bytes) -> bytes:
+    def _answer(self, waiting: Waiting, failed: Refused | None, date: bytes) -> bytes:
         send, refusal = waiting.send, waiting.refusal
         if refusal is not None:
             self._counters.refused[refusal.refused.status] += 1
@@ -263,14 +222,3 @@ class Intake:
             return frames.failure(date, failed, send.text, send.request_id)
         message_id: MessageId = waiting.envelopes[0].message_id
         return frames.receipt(date, send.text, message_id, send.request_id)
-
-
-def _tell(trail: Trail, waiting: _Waiting, failed: Refused | None, news: list[bool]) -> None:
-    """What has become of it."""
-    if waiting.refusal is not None:
-        sender = waiting.by.openid if isinstance(waiting.by, Session) else ""
-        trail.refused(waiting.refusal.refused, sender, waiting.refusal.request_id)
-    elif failed is not None:
-        trail.not_stored(waiting.envelopes, failed, waiting.span)
-    else:
-        trail.accepted(waiting.envelopes, news, waiting.span)
