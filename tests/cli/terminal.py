@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import subprocess
 from pathlib import Path
 
 from tests.running import DEADLINE, command, environment
+
+CTRL_C = "\x03"
+AGAIN_AFTER = 5.0
+"""Seconds. A signal that comes just before a process waits for input is seen when that ends: people press once more."""
 
 
 def on_terminal(
@@ -15,7 +20,7 @@ def on_terminal(
 ) -> tuple[int, str]:
     """Run it to its end; its exit code, and all that the terminal showed. `typed` is typed when `after` is shown."""
     here, there = pty.openpty()
-    shown = b""
+    shown, pressed = b"", False
     with subprocess.Popen(
         # a session with this as its controlling terminal, so that Ctrl-C is a signal
         ["setsid", "--ctty", "--wait", *command(*arguments, state=state)],
@@ -26,11 +31,16 @@ def on_terminal(
     ) as process:
         os.close(there)
         try:
-            while data := os.read(here, 65536):
+            while True:
+                if pressed and not select.select([here], [], [], AGAIN_AFTER)[0]:
+                    os.write(here, CTRL_C.encode())
+                    continue
+                if not (data := os.read(here, 65536)):
+                    break
                 shown += data
                 if typed and after.encode() in shown:
                     os.write(here, typed.encode())
-                    typed = ""
+                    typed, pressed = "", typed == CTRL_C
         except OSError:
             pass  # the terminal's other side is closed
         finally:
