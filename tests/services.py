@@ -181,7 +181,8 @@ class KafkaBroker(Server):
             "-cp",
             f"{self.jars}/*",
         ]
-        cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")
+        # The first letter is ours: an id that begins with "-" is an option to the tool.
+        cluster = base64.urlsafe_b64encode(b"y" + os.urandom(15)).decode().rstrip("=")
         make = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", "server.properties"]
         done = _run([*self._run, *make], cwd=directory)
         if done.returncode:
