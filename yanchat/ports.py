@@ -87,7 +87,12 @@ class Registry(ABC):
 
     @abstractmethod
     async def locate(self, openids: Sequence[OpenId]) -> Mapping[OpenId, Sequence[SessionRecord]]:
-        """The sessions of these users on live incarnations; a user without any may be missing from the answer."""
+        """The sessions of these users on live incarnations; a user without any may be missing from the answer.
+
+        What others have just written of a user who has sessions may not be in it yet, for a moment (on Redis: until it
+        has said so, and a second at most). What this registry has written is, and so is all that was written before
+        its last `claim` or `enter` of that user.
+        """
 
     @abstractmethod
     async def sessions(self, *, node: Node | None = None, openid: OpenId | None = None) -> list[SessionRecord]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from yanchat.backends.redis.connection import Command
+
 _NOW: Final = """
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
@@ -74,3 +76,8 @@ for part, value in pairs(cjson.decode(ARGV[2])) do
 end
 return redis.call('HDEL', KEYS[1], ARGV[1])
 """
+
+
+def lua(script: str, key: str, *arguments: str | int) -> Command:
+    """The command that runs a script."""
+    return "EVAL", script, 1, key, *arguments

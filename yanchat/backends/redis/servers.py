@@ -25,15 +25,15 @@ _FORMS: Final = (
 )
 
 
-def connector(settings: RedisSettings) -> Callable[[], Client]:
-    """How to make the client. Raises ConfigError for a URL or a file that cannot be.
+def connector(settings: RedisSettings, protocol: int = 2) -> Callable[[], Client]:
+    """How to make the client, which speaks that version of RESP. Raises ConfigError for a URL or a file that cannot be.
 
     Calling it connects to nothing yet, but for a Redis Cluster, which is asked for its slots.
     """
     try:
         url = urlsplit(settings.url)
         scheme, tls = url.scheme.replace("rediss", "redis"), url.scheme.startswith("rediss")
-        options = _options(settings, url, tls)
+        options = {**_options(settings, url, tls), "protocol": protocol}
         if scheme in ("redis", "unix"):
             return _single(settings.url, url, options)
         if scheme == "redis+sentinel":
@@ -60,7 +60,6 @@ def _options(settings: RedisSettings, url: SplitResult, tls: bool) -> dict[str, 
         "socket_timeout": TIMEOUT,
         "socket_connect_timeout": TIMEOUT,
         "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,
         "decode_responses": True,
         "encoding_errors": "replace",  # what others have written cannot be read, and no more than that
     }
