@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-_ACCEPTED = "a record counts as stored only when all in-sync replicas have it, once and in order"
+_ACCEPTED = "a record counts as stored only when all in-sync replicas have it"
+_KNOWN_AGAIN = (
+    "records that come twice are known by their message id, and it costs a quarter of a node's processor time"
+)
 _AFTER_US = "a record is done only after our own commit"
 REFUSED: Final = {
     "acks": _ACCEPTED,
     "request.required.acks": _ACCEPTED,
-    "enable.idempotence": _ACCEPTED,
-    "transactional.id": _ACCEPTED,
+    "enable.idempotence": _KNOWN_AGAIN,
+    "transactional.id": _KNOWN_AGAIN,
     "delivery.report.only.error": "a node has to know what has been stored",
     "enable.auto.offset.store": _AFTER_US,
     "enable.auto.commit": _AFTER_US,

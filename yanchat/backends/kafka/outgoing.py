@@ -1,7 +1,7 @@
 """The producer and the thread that polls it. What the broker says of each record goes to the loop in batches.
 
-A fatal error makes a new producer; what was under way then counts as perhaps not stored. When fatal errors follow each
-other, `run` raises BusUnavailable.
+Nobody waits for that: a record that was not stored is one that is sent again when it is due. So the thread rests
+between two looks, and each wakes the loop once.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import structlog
 import trio
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from yanchat.backends.kafka.clients import Complaints, Config, make, refusal
+from yanchat.backends.kafka.clients import Complaints, Config, make
 from yanchat.errors import BusUnavailable
 
 POLL_SECONDS: Final = 0.1
-FATAL_AT_MOST, FATAL_WITHIN = 3, 60.0
+REST: Final = 0.01
+"""Seconds between two looks at what the brokers have said: without it each answer wakes the thread, and it the loop."""
 CLOSED_WITHIN: Final = 1.0
 SILENT_AFTER: Final = 10.0
 """Seconds without a word from the brokers on what is under way, after which it counts as a failure, again and again."""
@@ -43,8 +44,7 @@ class Outgoing:
     """Made and used on the trio loop; `run` serves the delivery reports there, of which only those that count."""
 
     def __init__(self, config: Config, failed: Callable[[str], None]) -> None:
-        self._config = {**config, "error_cb": self._on_error}
-        self._producer = make(Producer, self._config)
+        self._producer = make(Producer, {**config, "error_cb": self._on_error})
         self._failed, self._complain = failed, Complaints()
         self._reports: deque[tuple[_Parcel | None, KafkaError | None]] = deque()
         self._sent, self._reported = 0, 0
@@ -55,8 +55,6 @@ class Outgoing:
         self._wake, self._idle = trio.Event(), trio.Event()
         self._flushing = False
         self._closing = False
-        self._fatal: KafkaError | None = None
-        self._fatal_at: deque[float] = deque(maxlen=FATAL_AT_MOST)
         self._given_up: Exception | None = None
         self._token = trio.lowlevel.current_trio_token()
         self._beat = time.monotonic()
@@ -142,6 +140,7 @@ class Outgoing:
             while not (self._closing or self._given_up):
                 self._beat = time.monotonic()
                 self._poll_once()
+                time.sleep(REST)
         except Exception as error:
             self._given_up = error
         _discard(self._producer)
@@ -152,10 +151,8 @@ class Outgoing:
             self._producer.poll(POLL_SECONDS)
             if self._reports or (self._flushing and self._sent == self._reported):
                 self._tell()
-        except KafkaException as exception:  # a fatal error comes out of here as well
+        except KafkaException as exception:
             self._on_error(exception.args[0])
-        if self._fatal is not None:
-            self._replace(self._fatal)
         self._listen()
 
     def _listen(self) -> None:
@@ -175,23 +172,10 @@ class Outgoing:
         self._wake.set()
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            self._fatal = error
+        if error.fatal():  # none is known of a producer without transactions
+            self._given_up = BusUnavailable(f"Kafka's producer has failed: {error.str()}; look at the brokers.")
         else:
             self._complain("bus.producer", error)
-
-    def _replace(self, error: KafkaError) -> None:
-        structlog.get_logger().error("bus.producer_failed", error=error.str())
-        self._fatal = None
-        self._fatal_at.append(time.monotonic())
-        if len(self._fatal_at) == FATAL_AT_MOST and self._fatal_at[-1] - self._fatal_at[0] < FATAL_WITHIN:
-            self._given_up = refusal(error) or BusUnavailable(
-                f"Kafka's producer fails again and again: {error.str()}; look at the brokers."
-            )
-        else:
-            old, self._producer = self._producer, make(Producer, self._config)
-            _discard(old)
-            self._tell()
 
 
 def _discard(producer: Producer) -> None:
