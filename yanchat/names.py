@@ -9,6 +9,7 @@ KEY_PREFIX: Final = "yan_"
 TOPIC_PREFIX: Final = "websocket-"
 ACK_TOPIC_PREFIX: Final = "netty-ack-"
 GROUP_PREFIX: Final = "group"
+LONGEST_NODE: Final = 200
 
 _NOT_SLUG = re.compile(r"[^A-Za-z0-9]+")
 _SLUG = re.compile(r"(?:[A-Za-z0-9]+-)+[0-9]{1,5}")
@@ -30,6 +31,15 @@ def is_slug(text: str) -> bool:
     (True, False, False)
     """
     return _SLUG.fullmatch(text) is not None
+
+
+def is_node(text: str) -> bool:
+    """Whether it may be a node's address: topics are named after it, and Kafka takes 249 characters for one.
+
+    >>> is_node("n1:8084"), is_node("[::1]:8084"), is_node("n1"), is_node("n" * 300 + ":8084")
+    (True, True, False, False)
+    """
+    return len(text) <= LONGEST_NODE and is_slug(slug(text))
 
 
 def node_key(node: str, prefix: str = KEY_PREFIX) -> str:

@@ -216,25 +216,74 @@ async def test_a_long_list_does_not_hold_up_the_others(registry: RedisRegistry, 
 
 
 async def test_the_error_of_one_call_is_not_the_others(registry: RedisRegistry, server: redis.Redis) -> None:
-    """A key of another type, say, spoils only what needs it."""
+    """A node's key of another type, say, spoils only what needs it, and is named."""
     await registry.join(node())
     await registry.claim([session(ANN)])
-    server.set("yan_client_bob", "not a hash")
+    server.set(f"yan_websocket_server:{THERE}", "not a hash")
     failures: list[str] = []
     found: list[OpenId] = []
 
-    async def locate(user: OpenId) -> None:
+    async def locate() -> None:
+        found.extend(await registry.locate([ANN]))
+
+    async def join() -> None:
         try:
-            found.extend(await registry.locate([user]))
+            await registry.join(node(THERE))
         except RegistryUnavailable as error:
             failures.append(str(error))
 
     async with trio.open_nursery() as nursery:
-        for user in (ANN, BOB, ANN):
-            nursery.start_soon(locate, user)
+        for call in (locate, join, locate):
+            nursery.start_soon(call)
     assert found == [ANN, ANN]
     assert len(failures) == 1
-    assert "WRONGTYPE" in failures[0]
+    assert f"key yan_websocket_server:{THERE}" in failures[0]
+
+
+@pytest.mark.parametrize("user", ["bob", "cid"])
+async def test_what_somebody_else_wrote_at_one_user_disturbs_no_other(
+    user: str, registry: RedisRegistry, server: redis.Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """He counts as nowhere until the key is gone; the log names it, once."""
+    await registry.join(node())
+    bad = OpenId(user)
+    for key in (f"yan_client_{bad}", f"yan_pending_{bad}"):
+        server.set(key, "garbage")
+    for _ in range(2):
+        assert await registry.claim([session(bad), session(ANN)])
+        await registry.enter(HERE, [bad, ANN])
+        found = await registry.locate([bad, ANN])
+        assert (list(found.get(bad, ())), len(found[ANN])) == ([], 1)
+        assert await registry.pending([bad, ANN]) == {bad: [], ANN: [HERE]}
+        await registry.reap([session(bad)])
+        await registry.release([session(bad)])
+        await registry.leave_pending(HERE, [bad, ANN])
+    logged = capsys.readouterr().out
+    assert logged.count(f"yan_client_{bad}") == logged.count(f"yan_pending_{bad}") == 1
+    server.delete(f"yan_client_{bad}")
+    assert await registry.claim([session(bad)]) == [True]
+
+
+@pytest.mark.parametrize("key", ["yan_serverclients_9.9.9.9:1", "yan_websocket_server:9.9.9.9:1"])
+async def test_what_somebody_else_wrote_at_a_node_keeps_no_other_from_its_heartbeat(
+    key: str, registry: RedisRegistry, server: redis.Redis
+) -> None:
+    server.zadd("yan_websocket_servers", {"9.9.9.9:1": 1})
+    server.set(key, "garbage")
+    await registry.join(node())
+    assert await registry.renew(node())
+    assert {record.node: record.state for record in await registry.nodes()} == {HERE: "up", "9.9.9.9:1": "dead"}
+    await registry.sessions()
+
+
+@pytest.mark.parametrize("started", ["9" * 5000, "\u00b2", "-1", "soon", ""])
+async def test_a_record_that_says_nonsense_is_read_as_far_as_it_goes(
+    started: str, registry: RedisRegistry, server: redis.Redis
+) -> None:
+    server.zadd("yan_websocket_servers", {"9.9.9.9:1": 1})
+    server.hset("yan_websocket_server:9.9.9.9:1", mapping={"incarnation": "i", "startedAt": started})
+    (record,) = await registry.nodes()
+    assert (record.incarnation, record.started_at) == ("i", 0)
 
 
 # -- a server that comes, goes, forgets --------------------------------------------------------------------------------

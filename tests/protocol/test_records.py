@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,6 +99,35 @@ def test_a_row_is_carried_whole_or_not_at_all() -> None:
     assert (row.envelope.key, row.rank, row.told) == (("c" * 32, "bob"), ACKED, GIVEN_UP)
     assert records.decode(headers, value % (b"not-hex", b"200")) is None
     assert records.decode(headers, value % (b"c" * 32, b"201")) is None
+
+
+@pytest.mark.parametrize("field", ["activeTime", "attempts", "sentAt", "arrivedAt", "settledAt", "toldAt", "fileType"])
+@pytest.mark.parametrize("number", [1 << 63, 1 << 70, -(1 << 63) - 1])
+def test_a_number_that_no_message_table_holds_makes_no_row(field: str, number: int) -> None:
+    row = {
+        "order": "1",
+        "messageId": "c" * 32,
+        "to": "bob",
+        "from": "ann",
+        "requestId": "",
+        "message": "",
+        "activeTime": 1,
+    }
+    headers = {"kind": "adopt", "origin": "n:1"}
+    value = {"run": "r", "from": "n:1", "rows": [row]}
+    assert records.decode(headers, json.dumps(value).encode()) is not None
+    assert records.decode(headers, json.dumps(value | {"rows": [row | {field: number}]}).encode()) is None
+    assert records.decode(headers, json.dumps(value | {"rows": [row | {"order": "8" + "0" * 15}]}).encode()) is None
+
+
+@pytest.mark.parametrize("node", ["", "x" * 300, "x" * 300 + ":1", "n1", "n1:x"])
+def test_who_cannot_be_a_node_is_not_answered(node: str) -> None:
+    """No topic could have the name that would be asked for, again and again."""
+    adopt = json.dumps({"run": "r", "from": node, "rows": []}).encode()
+    assert records.decode({"kind": "adopt", "origin": "n:1"}, adopt) is None
+    keys = json.dumps({"keys": []}).encode()
+    assert records.decode({"kind": "ack", "origin": node}, keys) is None
+    assert records.decode({"kind": "ack", "origin": "n:1"}, keys) is not None
 
 
 @given(any_record)

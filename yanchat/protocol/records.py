@@ -13,6 +13,7 @@ import msgspec
 
 from yanchat.errors import Refused
 from yanchat.model import ACKED, GIVEN_UP, Envelope, Key, MessageId, Node, Notice, OpenId, Row, SessionId
+from yanchat.names import is_node
 from yanchat.protocol import frames
 from yanchat.protocol.ids import is_message_id
 from yanchat.protocol.rows import RowValue
@@ -192,8 +193,15 @@ def _message_ids(record: Record) -> list[MessageId]:
     return []
 
 
+def _node(text: str) -> Node:
+    """Who is answered, or read; ValueError for what cannot be a node."""
+    if not is_node(text):
+        raise ValueError("no node")
+    return Node(text)
+
+
 def _decode(headers: Headers, value: bytes) -> Record | None:
-    origin = Node(headers["origin"])
+    origin = _node(headers["origin"])
     sessions = tuple(map(SessionId, headers.get("sessions", "").split(",")))
     traceparent = frames.usable_traceparent(headers.get("traceparent", ""))
     match headers["kind"]:
@@ -210,7 +218,7 @@ def _decode(headers: Headers, value: bytes) -> Record | None:
             return Close(origin, close.sessionId, close.code, close.reason)
         case "adopt":
             adopt = _adopt(value)
-            return Adopt(origin, adopt.run, adopt.dead, tuple(row.row() for row in adopt.rows))
+            return Adopt(origin, adopt.run, _node(adopt.dead), tuple(row.row() for row in adopt.rows))
         case "adopted":
             adopted = _adopted(value)
             return Adopted(origin, adopted.run, adopted.dead, adopted.keys)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -11,6 +11,10 @@ from yanchat.protocol.frames import usable_traceparent
 from yanchat.protocol.ids import order_text
 
 _STATUS: Final = {OPEN: 0, GIVEN_UP: 410, ACKED: 200}
+_MOST: Final = 2**63 - 1
+"""What a message table holds."""
+Natural = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+Whole = Annotated[int, msgspec.Meta(ge=-_MOST - 1, le=_MOST)]
 _RANK: Final = {status: rank for rank, status in _STATUS.items()}
 
 
@@ -23,16 +27,16 @@ class RowValue(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     sender: OpenId = msgspec.field(name="from")
     request_id: str
     message: str
-    active_time: int
+    active_time: Natural
     from_name: str = ""
-    file_type: int = 0
+    file_type: Whole = 0
     status: int = 0
     told: int = 0
-    attempts: int = 0
-    sent_at: int = 0
-    arrived_at: int = 0
-    settled_at: int = 0
-    told_at: int = 0
+    attempts: Natural = 0
+    sent_at: Natural = 0
+    arrived_at: Natural = 0
+    settled_at: Natural = 0
+    told_at: Natural = 0
     traceparent: str = ""
 
     @classmethod
@@ -60,8 +64,11 @@ class RowValue(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
     def row(self) -> Row:
         """The row; KeyError or ValueError when a value is none of ours."""
+        order = int(self.order, 16)
+        if not 0 <= order <= _MOST:
+            raise ValueError("no order")
         envelope = Envelope(
-            order=int(self.order, 16),
+            order=order,
             message_id=self.message_id,
             recipient=self.to,
             sender=self.sender,

@@ -25,6 +25,16 @@ _WRONG_TEXTS: Final = (
     "invalid database",
     "DB index is out of range",
 )
+_NOTHING: Final[dict[str | int, Any]] = {
+    "HGETALL": {},
+    "HGET": None,
+    "HDEL": 0,
+    "SMEMBERS": set(),
+    "SCARD": 0,
+    "SADD": 0,
+    "SREM": 0,
+}
+"""What a key of another type answers: as if it were not there. Whose it is cannot be told, and others must not wait."""
 _ASK_ANOTHER: Final = (redis.ConnectionError, redis.ReadOnlyError)
 _DRIVERS: Final = (redis.RedisError, redis.exceptions.RedisClusterException, OSError)
 
@@ -35,6 +45,8 @@ class Connection:
     def __init__(self, connect: Callable[[], Client]) -> None:
         self._connect = connect
         self._client: Client | None = None
+        self._wrong: set[str | int] = set()
+        """Keys of another type, each named once."""
         self.proven = False
         """It has served once: what goes wrong from now on is no wrong setting. Set by the registry."""
 
@@ -54,9 +66,23 @@ class Connection:
         except Exception:
             self.close()
             raise
-        if any(isinstance(reply, _ASK_ANOTHER) for reply in replies):
-            self.close()
+        for place, reply in enumerate(replies):
+            if isinstance(reply, _ASK_ANOTHER):
+                self.close()
+            elif isinstance(reply, redis.ResponseError):
+                replies[place] = self._judged(commands[place], reply)
         return replies
+
+    def _judged(self, command: Command, error: redis.ResponseError) -> Any:
+        """The reply of a command that met what somebody else has written; else the error, which names the key."""
+        key = command[3 if command[0] == "EVAL" else 1] if len(command) > 1 else ""
+        if command[0] not in _NOTHING or not str(error).startswith("WRONGTYPE"):
+            error.args = (f"{error} (key {key})",)
+            return error
+        if key not in self._wrong:
+            self._wrong.add(key)
+            structlog.get_logger().warning("registry.wrong_type", key=key, do="remove the key; it is not yanchat's")
+        return _NOTHING[command[0]]
 
     def close(self) -> None:
         client, self._client = self._client, None

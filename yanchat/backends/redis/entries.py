@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 import structlog
 
 from yanchat.model import Node, NodeRecord, OpenId, SessionId, SessionRecord
+
+MOST_DIGITS: Final = 20
 
 
 class Entry(msgspec.Struct, frozen=True, rename="camel"):
@@ -96,7 +99,7 @@ def node_record(node: Node, fields: Mapping[str, str], age: float, sessions: int
         fields.get("incarnation", ""),
         fields.get("store", ""),
         fields.get("url", ""),
-        int(started) if started.isdigit() else 0,
+        int(started) if started.isascii() and started.isdigit() and len(started) < MOST_DIGITS else 0,
         fields.get("version", ""),
         fields.get("state", "up"),
         fields.get("admin", ""),

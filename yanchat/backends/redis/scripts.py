@@ -10,6 +10,11 @@ _NOW: Final = """
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
 """
+_HASH: Final = """
+-- What somebody else has written under a user's key is no hash, perhaps: nothing is done.
+local kind = redis.call('TYPE', KEYS[1])['ok']
+if kind ~= 'hash' and kind ~= 'none' then return 0 end
+"""
 
 JOIN: Final = """
 -- KEYS[1] a node's hash; ARGV store, time to live (ms), then the record's fields and values. 0: another store holds it.
@@ -57,6 +62,7 @@ return {{now, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')}}
 
 CLAIM: Final = f"""
 -- KEYS[1] a user's hash; ARGV session id, incarnation, entry without its end. 0: it was there. A stamp that is, stays.
+{_HASH}
 local known = redis.call('HGET', KEYS[1], ARGV[1])
 local readable, entry = pcall(cjson.decode, known or '')
 if readable and entry.incarnation == ARGV[2] then return 0 end
@@ -66,8 +72,9 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[3] .. ',"stamp":' .. now .. '}}')
 return 1
 """
 
-REAP: Final = """
+REAP: Final = f"""
 -- KEYS[1] a user's hash; ARGV session id, entry. 1: the entry stood so, as far as we know its parts, and is removed.
+{_HASH}
 local known = redis.call('HGET', KEYS[1], ARGV[1])
 local readable, entry = pcall(cjson.decode, known or '')
 if not readable then return 0 end
