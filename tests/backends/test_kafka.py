@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, ResourceType
 from msgspec.structs import replace
 
 from tests.contracts.examples import BOB, HERE, THERE, message
@@ -137,6 +137,47 @@ async def test_records_of_one_user_keep_their_order_over_several_partitions(kafk
         assert [one for one in found if isinstance(one, Pull) and one.openid == user] == [
             one for one in records if one.openid == user
         ]
+
+
+async def test_partitions_that_are_added_are_read(
+    kafka_brokers: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a start: whoever publishes spreads users over them as soon as he learns of them."""
+    monkeypatch.setattr(heard, "STATISTICS_MS", 100)
+    wanted = settings(kafka_brokers, prefix, librdkafka={"topic.metadata.refresh.interval.ms": 200})
+    users = [replace(pull(number), openid=f"u{number}") for number in range(50)]
+    async with opened(wanted) as bus, bus.subscribe("message") as batches:
+        bus.publish(HERE, users)
+        assert await take(batches, 50) == users
+        admin = AdminClient({"bootstrap.servers": kafka_brokers})
+        topic = f"{prefix}websocket-127-0-0-1-8001"
+        for added in admin.create_partitions([NewPartitions(topic, 4)]).values():
+            added.result()
+        async with opened(wanted, THERE) as other:  # it has never known the topic otherwise
+            other.publish(HERE, users)
+            with trio.fail_after(PATIENCE):
+                await other.flush()
+        assert {*await take(batches, 50)} == {*users}
+        async with bus.subscribe("ack"):
+            pass
+    async with opened(wanted) as bus, bus.subscribe("message") as batches:
+        assert (await anext(batches)).caught_up  # all of them were committed
+
+
+async def test_what_is_for_a_node_without_topics_is_nobodys(
+    kafka_brokers: str, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A node that is gone for good: its acks must not be published again for ever."""
+    wanted = settings(kafka_brokers, prefix, librdkafka={"topic.metadata.propagation.max.ms": 100})
+    answers: list[bool] = []
+    counters = Counters()
+    async with open_bus(wanted, HERE, 1 << 16, counters) as bus, bus.subscribe("message") as batches:
+        bus.publish(Node("gone:1"), [pull(1)], answers.append)
+        await until(lambda: answers == [True])
+        bus.publish(HERE, [pull(2)])
+        assert await take(batches, 1) == [pull(2)]
+    assert counters.bus_failed == 0
+    assert "bus.no_topic" in capsys.readouterr().out
 
 
 async def test_a_topic_that_is_deleted_is_made_again(kafka_brokers: str, prefix: str) -> None:

@@ -23,6 +23,7 @@ _TUNED: Final[Config] = {
     "reconnect.backoff.max.ms": 1000,
     "retry.backoff.ms": 50,
     "retry.backoff.max.ms": 1000,
+    "topic.metadata.refresh.interval.ms": 30_000,  # partitions may be added to a topic
 }
 _PRODUCER: Final[Config] = {
     "linger.ms": 0,  # one way 0.9 ms; at 1 it is 2.2 ms, at the default of 5 it is 7.4 ms

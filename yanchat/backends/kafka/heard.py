@@ -1,4 +1,4 @@
-"""When the brokers that lead a topic's partitions were last heard of, out of librdkafka's statistics: nobody is asked.
+"""What librdkafka's statistics say of a topic, so that nobody is asked: its partitions, when their leaders last spoke.
 
 A consumer always has a fetch under way, so a broker that is there answers within `fetch.wait.max.ms` (0.5 s), records
 or not; one that is gone leaves its partitions without a leader.
@@ -20,6 +20,8 @@ class Heard:
     def __init__(self, topic: str) -> None:
         self._topic = topic
         self._at = time.monotonic()
+        self.partitions: set[int] = set()
+        """Those that the topic has, as last said; who follows that up empties it."""
 
     @property
     def age(self) -> float:
@@ -31,6 +33,7 @@ class Heard:
         told = _DECODER.decode(text)
         idle = {one.nodeid: one.rxidle for one in told.brokers.values() if one.source != "logical" and one.rxidle >= 0}
         topic = told.topics.get(self._topic, _Topic({}))
+        self.partitions = {one.partition for one in topic.partitions.values() if one.partition >= 0}
         leaders = {one.leader for one in topic.partitions.values() if one.partition >= 0}
         if leaders and leaders <= idle.keys():
             self._at = max(self._at, time.monotonic() - max(idle[leader] for leader in leaders) / 1e6)

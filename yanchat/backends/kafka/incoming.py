@@ -152,6 +152,7 @@ class Incoming(AsyncIterator[Batch]):
 
     def _assign(self) -> None:
         began = bool(self._ends)
+        self._heard.partitions = set()
         try:
             starts = self._starts()
         except KafkaException as exception:
@@ -172,7 +173,7 @@ class Incoming(AsyncIterator[Batch]):
         return {partition: span.start for partition, span in found.items()}
 
     def _read(self) -> None:
-        while not self._closing:
+        while self._reads():
             began, self._beat = time.monotonic(), 0.0
             self._room.acquire()
             self._heard.not_listened(time.monotonic() - began)
@@ -186,9 +187,13 @@ class Incoming(AsyncIterator[Batch]):
             if error is not None:
                 raise KafkaException(error)
 
+    def _reads(self) -> bool:
+        """Whether this goes on with the partitions that it has: none has been added to the topic."""
+        return not self._closing and self._heard.partitions <= self._from.keys()
+
     def _poll(self) -> list[Message]:
         """What is there; the first is waited for, for the others nobody waits."""
-        while not self._closing:
+        while self._reads():
             self._beat = time.monotonic()
             self._store()
             self._count()

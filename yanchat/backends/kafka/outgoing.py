@@ -27,6 +27,11 @@ REST: Final = 0.01
 CLOSED_WITHIN: Final = 1.0
 SILENT_AFTER: Final = 10.0
 """Seconds without a word from the brokers on what is under way, after which it counts as a failure, again and again."""
+_NOBODYS: Final = frozenset(
+    {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
+)
+"""Errors of a record whose topic is not there. A node makes its topics when it starts, and then sends all again that it
+has not heard of: so nobody misses the record, and to publish it again would not help."""
 Sent = tuple[str, str | None, bytes, dict[str, str | bytes | None]]
 """Topic, key, value and headers of one record."""
 
@@ -67,6 +72,9 @@ class Outgoing:
 
         def report(error: KafkaError | None, _: Any) -> None:
             self._reported += 1
+            if error is not None and error.code() in _NOBODYS:
+                self._complain("bus.no_topic", error)
+                error = None
             if error is not None or parcel is not None:
                 self._reports.append((parcel, error))
 
