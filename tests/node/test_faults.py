@@ -164,6 +164,24 @@ async def test_while_the_registry_is_away_known_routes_serve(autojump_clock: obj
         await bob.until(lambda bob: bob.texts == ["1", "2", "4"])
 
 
+async def test_while_the_registry_cannot_be_written_known_routes_serve(autojump_clock: object) -> None:
+    """All leases lapse, so it says that nobody is anywhere: that is its trouble, not theirs."""
+    async with open_cluster("n1", "n2") as cluster:
+        n1, n2 = cluster.nodes["n1"], cluster.nodes["n2"]
+        ann, bob = await n1.login("ann"), await n2.login("bob")
+        await greeted(ann, bob)
+        ann.write("bob", "0")
+        await ann.until(lambda ann: len(ann.told) == 1)
+        cluster.registry.writable = False
+        for number in range(1, 7):
+            await trio.sleep(10)
+            ann.write("bob", str(number))
+            await ann.until(lambda ann, number=number: len(ann.told) == number + 1, within=5)
+        cluster.registry.writable = True
+        ann.write("bob", "7")
+        await bob.until(lambda bob: bob.texts == [str(number) for number in range(8)])
+
+
 @pytest.mark.parametrize("how", ["forget_all", "fail_over"])
 async def test_a_registry_that_forgets_knows_all_again_within_a_heartbeat(how: str, autojump_clock: object) -> None:
     """Sessions are claimed again, pending sets entered again, and whoever waited is pulled."""

@@ -162,7 +162,20 @@ async def assemble(
         limits,
         adopt=adoption.take,
     )
-    looks = Looks(node, mailboxes, loads, ledger, registry, bus, limits, retry, clock, counters, deliver=delivery.take)
+    looks = Looks(
+        node,
+        mailboxes,
+        loads,
+        ledger,
+        registry,
+        bus,
+        limits,
+        retry,
+        clock,
+        counters,
+        deliver=delivery.take,
+        doubtful=lambda: bool(lease.trouble),
+    )
     acks = Acks(node, hub, inbox, outbox, ledger, mailboxes, bus, dates, clock, limits.inflight, counters)
     reception = Reception(
         node,

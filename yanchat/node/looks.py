@@ -43,10 +43,12 @@ class Looks:
         clock: Clock,
         counters: Counters,
         deliver: Callable[[Sequence[Record]], None],
+        doubtful: Callable[[], bool],
     ) -> None:
+        """`doubtful`: our own lease cannot be renewed, so what the registry says of others' counts for little."""
         self._node, self._mailboxes, self._loads, self._ledger = node, mailboxes, loads, ledger
         self._registry, self._bus, self._limits, self._retry = registry, bus, limits, retry
-        self._clock, self._counters, self._deliver = clock, counters, deliver
+        self._clock, self._counters, self._deliver, self._doubtful = clock, counters, deliver, doubtful
         self._locating = Episode("registry.locate")
         self._calm: dict[OpenId, float] = {}
         self._routes: dict[OpenId, list[Place]] = {}
@@ -131,6 +133,8 @@ class Looks:
         for box in boxes:
             openid = box.openid
             box.route = [(entry.node, entry.session_id) for entry in found.get(openid, ()) if entry.node != self._node]
+            if not box.route and self._doubtful():
+                box.route = self._routes.get(openid, [])
             self._routes.pop(openid, None)
             if box.route:
                 self._routes[openid] = box.route

@@ -25,6 +25,8 @@ class MemoryRegistry:
         self.now, self.lease = now, lease
         self.up = True
         """False: every view raises RegistryUnavailable."""
+        self.writable = True
+        """False: it only says what it knows, as a server without memory does, or a replica."""
         self.epoch = "1"
         self.nodes: dict[Node, tuple[NodeRecord, float]] = {}
         """With the time at which the lease lapses."""
@@ -70,10 +72,12 @@ class RegistryView(Registry):
         self.takes = 0.0
         """Seconds that a call takes before it takes effect."""
 
-    async def _run(self, work: Callable[[], R]) -> R:
+    async def _run(self, work: Callable[[], R], writes: bool = False) -> R:
         await trio.sleep(self.takes)
         if not (self.up and self._it.up):
             raise RegistryUnavailable("The registry does not answer; is it running?")
+        if writes and not self._it.writable:
+            raise RegistryUnavailable("The registry cannot be written; has it memory left?")
         result = work()
         if not self.answers:
             raise RegistryUnavailable("The registry has not answered in time; is it overloaded?")
@@ -86,7 +90,7 @@ class RegistryView(Registry):
                 raise AddressTaken(f"{record.node} is held by another live node; choose another address.")
             self._it.nodes[record.node] = record, self._it.now() + self._it.lease
 
-        await self._run(work)
+        await self._run(work, writes=True)
 
     async def renew(self, record: NodeRecord) -> bool:
         def work() -> bool:
@@ -98,7 +102,7 @@ class RegistryView(Registry):
             self._it.nodes[record.node] = record, self._it.now() + self._it.lease
             return True
 
-        return await self._run(work)
+        return await self._run(work, writes=True)
 
     async def leave(self, record: NodeRecord) -> None:
         def work() -> None:
@@ -106,7 +110,7 @@ class RegistryView(Registry):
             if found is not None and found.incarnation == record.incarnation:
                 del self._it.nodes[record.node]
 
-        await self._run(work)
+        await self._run(work, writes=True)
 
     async def nodes(self) -> list[NodeRecord]:
         return await self._run(self._nodes)
@@ -124,7 +128,7 @@ class RegistryView(Registry):
         return sorted(found, key=lambda record: record.node)
 
     async def claim(self, sessions: Sequence[SessionRecord]) -> list[bool]:
-        return await self._run(lambda: list(map(self._claim, sessions)))
+        return await self._run(lambda: list(map(self._claim, sessions)), writes=True)
 
     def _claim(self, session: SessionRecord) -> bool:
         key = (session.openid, session.session_id)
@@ -140,7 +144,7 @@ class RegistryView(Registry):
             for session in sessions:
                 self._it.sessions.pop((session.openid, session.session_id), None)
 
-        await self._run(work)
+        await self._run(work, writes=True)
 
     async def reap(self, sessions: Sequence[SessionRecord]) -> None:
         def work() -> None:
@@ -149,7 +153,7 @@ class RegistryView(Registry):
                 if self._it.sessions.get(key) == session and not self._it.live(session):
                     del self._it.sessions[key]
 
-        await self._run(work)
+        await self._run(work, writes=True)
 
     async def locate(self, openids: Sequence[OpenId]) -> Mapping[OpenId, Sequence[SessionRecord]]:
         def work() -> Mapping[OpenId, Sequence[SessionRecord]]:
@@ -176,14 +180,14 @@ class RegistryView(Registry):
             for openid in openids:
                 self._it.pending.setdefault(openid, set()).add(node)
 
-        await self._run(work)
+        await self._run(work, writes=True)
 
     async def leave_pending(self, node: Node, openids: Sequence[OpenId]) -> None:
         def work() -> None:
             for openid in openids:
                 self._it.pending.get(openid, set()).discard(node)
 
-        await self._run(work)
+        await self._run(work, writes=True)
 
     async def pending(self, openids: Sequence[OpenId]) -> Mapping[OpenId, Sequence[Node]]:
         def live(nodes: Iterable[Node]) -> list[Node]:
@@ -210,7 +214,7 @@ class RegistryView(Registry):
                     self._it.pending.get(one.openid, set()).discard(one.node)
 
         await self.reap([one.entry for one in found if one.entry is not None])
-        await self._run(work)
+        await self._run(work, writes=True)
 
 
 def _halve(table: dict[K, Any]) -> None:
