@@ -318,6 +318,10 @@ class Outbox(ABC):
         """Keep the highest value ever given under a name; the one before, 0 at first."""
 
     @abstractmethod
+    async def marks(self, prefix: str) -> Mapping[str, int]:
+        """The values of all names that begin so, by what follows."""
+
+    @abstractmethod
     def healthy(self) -> bool:
         """Whether messages can be stored, as far as is known: the last write went through, and there was room."""
 

@@ -395,6 +395,18 @@ async def test_a_mark_keeps_the_highest_and_answers_the_one_before(table: Table)
         assert await store.last_order() == 0
 
 
+async def test_marks_are_found_by_how_their_names_begin(table: Table) -> None:
+    """What looks like a pattern is none."""
+    async with table.open() as store:
+        assert await store.marks("from ") == {}
+        for name, value in (("from a", 5), ("from b%", 6), ("fro", 1), ("From c", 1), ("from", 1), ("from a", 4)):
+            await store.mark(name, value)
+    async with table.open() as store:
+        assert await store.marks("from ") == {"a": 5, "b%": 6}
+        assert await store.marks("from _") == {}
+        assert await store.marks("from b%") == {"": 6}
+
+
 async def test_a_new_store_is_healthy_and_empty(store: Store) -> None:
     assert store.healthy()
     assert await store.totals() == Totals()

@@ -119,6 +119,7 @@ class Pair:
                 await self.both(lambda store: store.adopt(theirs, self.now))
             case ("mark", name, value):
                 await self.both(lambda store: store.mark(name, value))
+                await self.both(lambda store: store.marks(name[:1]))
             case ("search", fields, after, which, age):
                 what = RowFilter(
                     after=self._envelope(after).order - 1,

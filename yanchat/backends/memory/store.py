@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from typing import TypeVar
@@ -259,10 +259,17 @@ class MemoryStore(Outbox, Inbox):
     async def mark(self, name: str, value: int) -> int:
         def work() -> int:
             before = self._marks.get(name, 0)
-            self._marks[name] = max(before, value)
+            if value > before:
+                self._marks[name] = value
             return before
 
         return await self._write(work)
+
+    async def marks(self, prefix: str) -> Mapping[str, int]:
+        def work() -> dict[str, int]:
+            return {name[len(prefix) :]: self._marks[name] for name in self._marks if name.startswith(prefix)}
+
+        return await self._read(work)
 
     def healthy(self) -> bool:
         return self._wrote

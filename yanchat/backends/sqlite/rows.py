@@ -242,6 +242,12 @@ def mark(db: Database, name: str, value: int) -> int:
     return before
 
 
+def marks(db: Database, prefix: str) -> dict[str, int]:
+    """All whose names begin so, by what follows."""
+    sql = "SELECT substr(name, length(?1) + 1), value FROM marks WHERE substr(name, 1, length(?1)) = ?1"
+    return dict(db.execute(sql, (prefix,)))
+
+
 def orders_of(message_id: MessageId) -> tuple[int, int]:
     """Between which orders a row stands whose id carries it; nothing lies between for other ids."""
     first = order_from_message_id(message_id)

@@ -141,6 +141,9 @@ class Store(Outbox, Inbox):
     async def mark(self, name: str, value: int) -> int:
         return await self._lane.run(lambda db: rows.mark(db, name, value))
 
+    async def marks(self, prefix: str) -> dict[str, int]:
+        return await self._read(lambda db: rows.marks(db, prefix))
+
     def healthy(self) -> bool:
         return self._lane.last_ok and self._has_room
 
