@@ -27,7 +27,7 @@ from yanchat.errors import NotFound, RegistryUnavailable, Unreachable
 from yanchat.model import ACKED, OPEN, Key, MessageId, Node, NodeRecord, OpenId, Row
 from yanchat.names import slug
 from yanchat.node.lease import LEASE
-from yanchat.ports import Batch, Bus, Inbox, Outbox, Registry
+from yanchat.ports import CAME_FROM, Batch, Bus, Inbox, Outbox, Registry
 from yanchat.protocol.records import Acked, Adopt, Adopted, Record, Told
 from yanchat.telemetry import Counters
 
@@ -120,6 +120,7 @@ class Run:
         self._dead, self._adopter, self._outbox, self._inbox = dead, adopter, outbox, inbox
         self._registry, self._bus, self._progress = registry, bus, progress
         self._name = secrets.token_hex(8)
+        self._earlier: tuple[Node, ...] = ()
         self._unanswered: set[Key] = set()
         self._answered = trio.Event()
         self._moved: dict[Key, None] = {}
@@ -128,6 +129,7 @@ class Run:
     async def move(self) -> Moved:
         """Publish the acks that had not left, then move the rows, batch by batch, each after the one before."""
         await self._publish_acks()
+        self._earlier = tuple(map(Node, await self._outbox.marks(CAME_FROM)))
         acked, told = await self._heard()
         async with AsyncExitStack() as stack:
             with trio.move_on_after(ANSWERED_WITHIN) as opening:
@@ -203,9 +205,10 @@ class Run:
     async def _hand_over(self, batch: Sequence[Row]) -> None:
         """Send a batch until the adopter says that it is on its disk."""
         self._unanswered, self._answered = {row.envelope.key for row in batch}, trio.Event()
+        record = Adopt(self._dead, self._name, self._dead, tuple(batch), self._earlier)
         with trio.move_on_after(ANSWERED_WITHIN):
             while True:
-                self._bus.publish(self._adopter, [Adopt(self._dead, self._name, self._dead, tuple(batch))])
+                self._bus.publish(self._adopter, [record])
                 failpoint.hit("adopt-sent")
                 with trio.move_on_after(AGAIN_AFTER):
                     await self._answered.wait()

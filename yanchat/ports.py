@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from random import Random
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -215,6 +215,10 @@ class RowFilter(msgspec.Struct, frozen=True, kw_only=True):
     after: int = 0
     """Only rows of a higher order: to go on where the last call ended."""
     limit: int = 1000
+
+
+CAME_FROM: Final = "came from "
+"""Marks named so and after a node: its rows were adopted, the last of them at this time or before (ms)."""
 
 
 class Outbox(ABC):

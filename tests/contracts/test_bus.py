@@ -101,6 +101,7 @@ async def test_every_kind_of_record_comes_as_it_was(buses: Buses) -> None:
         pull(1),
         Close(HERE, sessions[0], 4001, "replaced"),
         Adopt(HERE, "r1", THERE, (Row(envelope, ACKED, GIVEN_UP, 1, 2, 3, 4, 5),)),
+        Adopt(HERE, "r1", THERE, (Row(envelope),), (Node("a:1"), Node("b:1"))),
     ]
     answers: list[Record] = [
         Arrived(HERE, (envelope.key, envelope.key)),

@@ -8,6 +8,7 @@ import pytest
 
 from tests.node import test_adoption as calm
 from tests.node import test_adoption_faults as faults
+from tests.node import test_adoption_late as late
 from tests.node.mutation import Mutation, left_out
 from yanchat import adoption as run
 from yanchat.node import adoption, loads, mailboxes, sweep, tray
@@ -17,8 +18,8 @@ RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
         faults.test_what_comes_back_when_the_run_has_begun_is_heard_by_the_adopter,
         Mutation(
             adoption,
-            'self._settlement.hear(await self._bus.read(dead, "ack"))',
-            'self._bus.read(dead, "ack")',
+            'self._settlement.hear(await self._bus.read(node, "ack"))',
+            'self._bus.read(node, "ack")',
             "what came back for the dead node is not heard",
         ),
     ),
@@ -50,12 +51,12 @@ RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
         ),
     ),
     "bury-at-once": (
-        faults.test_a_bus_that_cannot_be_read_is_read_later,
+        late.test_before_an_adopted_row_is_given_up_the_topic_is_read_once_more,
         Mutation(
             sweep,
-            "while self._adoption.idle and (rows := await self._outbox.expired(before, before, CHUNK)):",
-            "while rows := await self._outbox.expired(before, before, CHUNK):",
-            "rows are given up before the dead node's topic has been read",
+            "                        await self._adoption.hear()\n",
+            "",
+            "rows are given up though an ack may stand in the dead node's topic",
         ),
     ),
     "not-marked-redelivered": (
@@ -128,6 +129,42 @@ RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
             "        await self._publish_acks()\n",
             "",
             "the dead node's acks do not leave",
+        ),
+    ),
+    "heard-once": (
+        late.test_an_ack_that_leaves_late_reaches_the_adopter,
+        Mutation(
+            adoption,
+            "        self._pause = min(2 * self._pause, SELDOM)\n",
+            "        self._dead.clear()\n",
+            "the dead node's topic is read once and never again",
+        ),
+    ),
+    "heard-in-one-life": (
+        late.test_also_when_the_adopter_was_started_again,
+        Mutation(
+            adoption,
+            "        self._dead = dict(dead)\n",
+            "        self._dead = dict[Node, int]()\n",
+            "an adopter that is started again hears no dead node",
+        ),
+    ),
+    "heard-for-ever": (
+        late.test_a_topic_is_read_less_and_less_often_and_not_when_nothing_is_open,
+        Mutation(
+            adoption,
+            "                del self._dead[node]\n",
+            "                pass\n",
+            "dead nodes are heard although no row of theirs is open",
+        ),
+    ),
+    "last-dead-alone": (
+        late.test_also_when_the_adopter_has_died_and_another_has_its_rows,
+        Mutation(
+            run,
+            "self._earlier = tuple(map(Node, await self._outbox.marks(CAME_FROM)))",
+            "pass",
+            "who adopts from an adopter does not hear the first of the dead",
         ),
     ),
 }

@@ -1,4 +1,4 @@
-"""Adopting the rows of a dead node: store them, say so, take them into the books, hear what came back for that node.
+"""Adopting the rows of a dead node: store them, say so, take them into the books, hear what comes back for that node.
 
 It is a task of its own, so that nobody who is served here waits for it. Who sends the rows: `yanchat/adoption.py`.
 """
@@ -6,8 +6,9 @@ It is a task of its own, so that nobody who is served here waits for it. Who sen
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
 
 import structlog
 import trio
@@ -19,14 +20,17 @@ from yanchat.model import ACKED, Node, Row
 from yanchat.node.ledger import AGAIN_AFTER
 from yanchat.node.mailboxes import Mailboxes
 from yanchat.node.settlement import Settlement
-from yanchat.ports import Bus, Clock, Inbox, Outbox
+from yanchat.ports import CAME_FROM, Bus, Clock, Inbox, Outbox
 from yanchat.protocol.ids import COUNTER_BITS, Orders
 from yanchat.protocol.records import Adopt, Adopted
 from yanchat.telemetry import Counters
 
-X = TypeVar("X")
-REST, LONGEST_REST = 10.0, 30.0
-"""So many times as long as it took to read a topic, none is read: every answer to a batch makes it longer. Seconds."""
+REST: Final = 10.0
+"""So many times as long as it took to read the topics of dead nodes, none is read."""
+FOREVER: Final = 1 << 46
+"""No message was accepted later (ms): an order has room for it."""
+SOON, SELDOM = 3.0, 60.0
+"""After so many seconds they are read again, then after twice as long, and so on up to the latter."""
 
 
 class Adoption:
@@ -43,14 +47,15 @@ class Adoption:
         bus: Bus,
         clock: Clock,
         counters: Counters,
+        dead: Mapping[Node, int],
     ) -> None:
         self._node, self._outbox, self._inbox, self._orders = node, outbox, inbox, orders
         self._mailboxes, self._settlement, self._bus = mailboxes, settlement, bus
         self._clock, self._counters = clock, counters
         self._queue: deque[Adopt] = deque()
-        self._unheard: dict[Node, None] = {}
-        """Dead nodes whose ack topics are to be read since their last batch."""
-        self._hear_at = 0.0
+        self._dead = dict(dead)
+        """Nodes whose ack topics are read, for a row of theirs may be open: all that are were accepted by then (ms)."""
+        self._pause, self._hear_at, self._rested_at = SOON, clock.monotonic() + SOON, 0.0
         self._wake = trio.Event()
 
     def take(self, record: Adopt) -> None:
@@ -61,36 +66,38 @@ class Adoption:
 
     @property
     def idle(self) -> bool:
-        """Nothing is half adopted: an ack that came back for the dead node is known here."""
-        return not (self._queue or self._unheard)
+        """Nothing is half adopted."""
+        return not self._queue
 
     async def run(self) -> None:
         """Adopt, as long as the node lives."""
         while True:
-            with trio.move_on_at(self._hear_at if self._unheard else float("inf")):
+            with trio.move_on_at(self._hear_at if self._dead else float("inf")):
                 await self._wake.wait()
             self._wake = trio.Event()
             while self._queue:
-                await self._until_done(self._adopt, self._queue[0])
-                self._unheard[self._queue.popleft().dead] = None
-            if self._unheard and self._clock.monotonic() >= self._hear_at:
-                dead = next(iter(self._unheard))
-                await self._until_done(self._hear, dead)
-                del self._unheard[dead]
+                if not await self._done(partial(self._adopt, self._queue[0])):
+                    await trio.sleep(AGAIN_AFTER)
+                    continue
+                self._queue.popleft()
+                self._pause, self._hear_at = SOON, self._rested_at
+            if self._dead and self._clock.monotonic() >= self._hear_at:
+                await self._hear_in_turn()
 
-    async def _until_done(self, work: Callable[[X], Awaitable[None]], what: X) -> None:
-        while True:
-            try:
-                return await work(what)
-            except (StoreUnavailable, BusUnavailable) as error:
-                structlog.get_logger().warning("adoption.failed", error=str(error))
-                self._counters.store_failed += isinstance(error, StoreUnavailable)
-                await trio.sleep(AGAIN_AFTER)
+    async def _done(self, work: Callable[[], Awaitable[None]]) -> bool:
+        try:
+            await work()
+        except (StoreUnavailable, BusUnavailable) as error:
+            structlog.get_logger().warning("adoption.failed", error=str(error))
+            self._counters.store_failed += isinstance(error, StoreUnavailable)
+            return False
+        return True
 
     async def _adopt(self, record: Adopt) -> None:
-        now = self._clock.wall()
-        rows = await self._with_acks_here(record.rows, now)
+        await self._prepare_to_hear(record)
+        rows = await self._with_acks_here(record.rows, self._clock.wall())
         await self._settlement.learn(rows)
+        now = self._clock.wall()
         rows = self._with_safe_orders(rows, now)
         came = await self._outbox.adopt(rows, now)
         failpoint.hit("adopted")
@@ -124,9 +131,31 @@ class Adoption:
             for row in ordered
         ]
 
-    async def _hear(self, dead: Node) -> None:
-        """Settle what has come back for the dead node; when it comes back itself, that is none of its business."""
+    # -- what comes back for dead nodes --------------------------------------------------------------------------------
+    async def _prepare_to_hear(self, record: Adopt) -> None:
+        """Have it on disk, before the rows are, that acks of them may come to another's topic."""
+        envelopes = [row.envelope for row in record.rows]
+        times = [max(one.accepted_at, one.order >> COUNTER_BITS) for one in envelopes]
+        last = min(max(self._clock.wall(), *times, 0) + 1, FOREVER)
+        for node in sorted({record.dead, *record.earlier} - {self._node}):
+            self._dead[node] = max(last, await self._outbox.mark(CAME_FROM + node, last))
+
+    async def hear(self) -> None:
+        """Settle what has come back by now. Nothing is committed: that is for the node, should it come back."""
+        for node in list(self._dead):
+            await self._settlement.hear(await self._bus.read(node, "ack"))
+
+    async def _hear_in_turn(self) -> None:
         began = self._clock.monotonic()
-        await self._settlement.hear(await self._bus.read(dead, "ack"))
+        if await self._done(self._forget):
+            await self._done(self.hear)
         now = self._clock.monotonic()
-        self._hear_at = now + min(REST * (now - began), LONGEST_REST)
+        self._rested_at = now + REST * (now - began)
+        self._hear_at = max(now + self._pause, self._rested_at)
+        self._pause = min(2 * self._pause, SELDOM)
+
+    async def _forget(self) -> None:
+        """Let go those of whose rows none can be open any more."""
+        for node, last in list(self._dead.items()):
+            if not await self._outbox.expired(last + 1, 0, 1):
+                del self._dead[node]

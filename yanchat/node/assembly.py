@@ -32,7 +32,7 @@ from yanchat.node.reception import Reception
 from yanchat.node.repeats import Repeats
 from yanchat.node.settlement import Settlement
 from yanchat.node.sweep import Sweep
-from yanchat.ports import Bus, Clock, Inbox, Outbox, Registry
+from yanchat.ports import CAME_FROM, Bus, Clock, Inbox, Outbox, Registry
 from yanchat.protocol.frames import Dates
 from yanchat.protocol.ids import Orders, SessionIds
 from yanchat.protocol.retry import RetryPolicy
@@ -147,7 +147,8 @@ async def assemble(
     intake = Intake(
         hub, outbox, mailboxes, settlement, repeats, backlog, orders, dates, clock, limits.inflight, counters
     )
-    adoption = Adoption(node, outbox, inbox, orders, mailboxes, settlement, bus, clock, counters)
+    dead = {Node(name): last for name, last in (await outbox.marks(CAME_FROM)).items()}
+    adoption = Adoption(node, outbox, inbox, orders, mailboxes, settlement, bus, clock, counters, dead)
     delivery = Delivery(
         node,
         hub,

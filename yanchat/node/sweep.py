@@ -66,8 +66,11 @@ class Sweep:
         while True:
             try:
                 now = self._clock.wall()
-                before = now - int(lifetime * 1000)
-                while self._adoption.idle and (rows := await self._outbox.expired(before, before, CHUNK)):
+                before, heard = now - int(lifetime * 1000), False
+                while rows := await self._outbox.expired(before, before, CHUNK):
+                    if not heard and any(row.adopted_at for row in rows):
+                        await self._adoption.hear()
+                        heard = True
                     if not await self._settlement.bury(rows):
                         break  # all of them changed meanwhile
                 while await self._outbox.purge(now - int(keep * 1000), CHUNK):

@@ -58,12 +58,16 @@ class Close(msgspec.Struct, frozen=True, gc=False):
 
 
 class Adopt(msgspec.Struct, frozen=True, gc=False):
-    """kind `adopt`: take over these rows of the node `dead`; `run` says whose answer to it counts."""
+    """kind `adopt`: take over these rows of the node `dead`; `run` says whose answer to it counts.
+
+    `earlier`: nodes of which it had adopted rows itself.
+    """
 
     origin: Node
     run: str
     dead: Node
     rows: tuple[Row, ...]
+    earlier: tuple[Node, ...] = ()
 
 
 class Arrived(msgspec.Struct, frozen=True, gc=False):
@@ -156,6 +160,7 @@ def encode(record: Record, incarnation: str) -> tuple[dict[str, str], bytes]:
             value = {"sessionId": record.session_id, "code": record.code, "reason": record.reason}
         case Adopt():
             value = {"run": record.run, "from": record.dead, "rows": [RowValue.of(row) for row in record.rows]}
+            value |= {"earlier": record.earlier} if record.earlier else {}
         case Adopted():
             value = {"run": record.run, "from": record.dead, "keys": record.keys}
         case Arrived() | Acked():
@@ -218,7 +223,8 @@ def _decode(headers: Headers, value: bytes) -> Record | None:
             return Close(origin, close.sessionId, close.code, close.reason)
         case "adopt":
             adopt = _adopt(value)
-            return Adopt(origin, adopt.run, _node(adopt.dead), tuple(row.row() for row in adopt.rows))
+            rows = tuple(row.row() for row in adopt.rows)
+            return Adopt(origin, adopt.run, _node(adopt.dead), rows, tuple(map(_node, adopt.earlier)))
         case "adopted":
             adopted = _adopted(value)
             return Adopted(origin, adopted.run, adopted.dead, adopted.keys)
@@ -311,6 +317,7 @@ class _AdoptValue(msgspec.Struct):
     run: str
     dead: Node = msgspec.field(name="from")
     rows: tuple[RowValue, ...]
+    earlier: tuple[Node, ...] = ()
 
 
 class _AdoptedValue(msgspec.Struct):

@@ -1,0 +1,158 @@
+"""Acks that come for a dead node when its rows are another's: who has them hears, and the senders are told."""
+
+from __future__ import annotations
+
+import trio
+
+from tests.node.adopting import adopt, left_behind, the_only_row
+from tests.node.cluster import Client, Cluster, greeted, open_cluster
+from yanchat.config import RedeliverySettings
+from yanchat.model import Node
+from yanchat.protocol.records import Record, Topic
+
+
+async def _acks_late(cluster: Cluster) -> Client:
+    """Bob has the dead node's only message, acks it on n3, from where nothing leaves now, and goes."""
+    bob = await cluster.nodes["n3"].login("bob", acks=False)
+    await greeted(bob)
+    await left_behind(cluster, "hello")
+    cluster.nodes["n3"].bus.up = False
+    bob.ack(bob.messages[0])
+    await bob.until(lambda bob: bob.ack_statuses == [200])
+    bob.leave()
+    return bob
+
+
+async def _ann_is_told(cluster: Cluster, name: str = "n2", within: float = 70) -> None:
+    """By the node which has the row."""
+    ann = await cluster.nodes[name].login("ann")
+    await ann.until(lambda ann: [told[1:] for told in ann.told] == [("bob", 200)], within=within)
+    assert (await the_only_row(cluster, name)).state == "delivered"
+
+
+async def test_an_ack_that_leaves_late_reaches_the_adopter(autojump_clock: object) -> None:
+    """However late: the dead node's topic is read as long as the row is open."""
+    for late in (5, 3_000):
+        async with open_cluster("n1", "n2", "n3") as cluster:
+            await _acks_late(cluster)
+            await adopt(cluster)
+            await trio.sleep(late)
+            cluster.nodes["n3"].bus.up = True
+            await _ann_is_told(cluster)
+
+
+async def test_also_when_the_adopter_was_started_again(autojump_clock: object) -> None:
+    """It knows from its disk whom to hear."""
+    async with open_cluster("n1", "n2", "n3") as cluster:
+        await _acks_late(cluster)
+        await adopt(cluster)
+        cluster.nodes["n2"].crash()
+        await cluster.start("n2")
+        await trio.sleep(100)
+        cluster.nodes["n3"].bus.up = True
+        await _ann_is_told(cluster)
+
+
+async def test_also_when_the_node_of_the_recipient_was_started_again(autojump_clock: object) -> None:
+    async with open_cluster("n1", "n2", "n3") as cluster:
+        await _acks_late(cluster)
+        cluster.nodes["n3"].crash()
+        await adopt(cluster)
+        await trio.sleep(100)
+        await cluster.start("n3")
+        await _ann_is_told(cluster)
+
+
+async def test_also_when_the_adopter_has_died_and_another_has_its_rows(autojump_clock: object) -> None:
+    """That one hears the topics of both."""
+    async with open_cluster("n1", "n2", "n3", "n4") as cluster:
+        await _acks_late(cluster)
+        await adopt(cluster)
+        cluster.nodes["n2"].crash()
+        await trio.sleep(15)
+        await adopt(cluster, dead="n2", into="n4")
+        await trio.sleep(100)
+        cluster.nodes["n3"].bus.up = True
+        await _ann_is_told(cluster, "n4")
+
+
+async def test_what_a_node_that_dies_as_well_had_not_sent_reaches_the_adopter(autojump_clock: object) -> None:
+    """Its own run sends it, to where it was for; there is no row to move."""
+    async with open_cluster("n1", "n2", "n3") as cluster:
+        await _acks_late(cluster)
+        cluster.nodes["n3"].crash()
+        await trio.sleep(15)
+        await adopt(cluster)
+        await trio.sleep(100)
+        assert (await adopt(cluster, dead="n3")).selected == 0
+        await _ann_is_told(cluster)
+
+
+def _count_reads(cluster: Cluster, name: str) -> list[float]:
+    """When this node has read another's topic, in this life."""
+    bus, when = cluster.nodes[name].bus, list[float]()
+    reads = bus.read
+
+    async def read(of: Node, topic: Topic) -> list[Record]:
+        when.append(trio.current_time())
+        return await reads(of, topic)
+
+    bus.read = read  # type: ignore[method-assign]
+    return when
+
+
+async def test_a_topic_is_read_less_and_less_often_and_not_when_nothing_is_open(autojump_clock: object) -> None:
+    """Also by the next life of the adopter."""
+    async with open_cluster("n1", "n2", "n3") as cluster:
+        await left_behind(cluster, "hello")
+        when = _count_reads(cluster, "n2")
+        began = trio.current_time()
+        await adopt(cluster)
+        await trio.sleep(3600)
+        assert [round(at - began) for at in when[:7]] == [0, 3, 9, 21, 45, 93, 153]
+        assert 60 <= len(when) <= 70
+        bob = await cluster.nodes["n3"].login("bob")
+        await bob.until(lambda bob: bob.texts == ["hello"])
+        await _ann_is_told(cluster)
+        await trio.sleep(60)
+        when.clear()
+        await trio.sleep(3600)
+        assert when == []
+        cluster.nodes["n2"].crash()
+        await cluster.start("n2")
+        again = _count_reads(cluster, "n2")
+        await trio.sleep(3600)
+        assert again == []
+
+
+async def test_a_slow_bus_is_read_for_a_tenth_of_the_time(autojump_clock: object) -> None:
+    async with open_cluster("n1", "n2", "n3") as cluster:
+        await left_behind(cluster, "hello")
+        when = _count_reads(cluster, "n2")
+        counted = cluster.nodes["n2"].bus.read
+
+        async def slowly(of: Node, topic: Topic) -> list[Record]:
+            await trio.sleep(20)
+            return await counted(of, topic)
+
+        cluster.nodes["n2"].bus.read = slowly  # type: ignore[method-assign]
+        await adopt(cluster)
+        await trio.sleep(2000)
+        assert 9 <= len(when) <= 10
+
+
+async def test_before_an_adopted_row_is_given_up_the_topic_is_read_once_more(autojump_clock: object) -> None:
+    """The ack has come a moment ago."""
+    redelivery = RedeliverySettings(lifetime=1000.0)
+    async with open_cluster("n1", "n2", "n3", redelivery=redelivery) as cluster:
+        began = trio.current_time()
+        await _acks_late(cluster)
+        await adopt(cluster)
+        when = _count_reads(cluster, "n2")
+        await trio.sleep_until(began + 990)
+        while trio.current_time() - when[-1] > 0.5:
+            await trio.sleep(0.1)
+        await trio.sleep(0.5)
+        cluster.nodes["n3"].bus.up = True
+        await trio.sleep(100)
+        await _ann_is_told(cluster)
