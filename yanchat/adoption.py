@@ -27,7 +27,7 @@ from yanchat.errors import NotFound, RegistryUnavailable, Unreachable
 from yanchat.model import ACKED, OPEN, Key, MessageId, Node, NodeRecord, OpenId, Row
 from yanchat.names import slug
 from yanchat.node.lease import LEASE
-from yanchat.ports import CAME_FROM, Batch, Bus, Inbox, Outbox, Registry
+from yanchat.ports import CAME_FROM, MOVED_TO, Batch, Bus, Inbox, Outbox, Registry
 from yanchat.protocol.records import Acked, Adopt, Adopted, Record, Told
 from yanchat.telemetry import Counters
 
@@ -129,6 +129,7 @@ class Run:
     async def move(self) -> Moved:
         """Publish the acks that had not left, then move the rows, batch by batch, each after the one before."""
         await self._publish_acks()
+        await self._outbox.mark(MOVED_TO + self._adopter, 1)
         self._earlier = tuple(map(Node, await self._outbox.marks(CAME_FROM)))
         acked, told = await self._heard()
         async with AsyncExitStack() as stack:

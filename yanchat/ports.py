@@ -219,6 +219,8 @@ class RowFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 CAME_FROM: Final = "came from "
 """Marks named so and after a node: its rows were adopted, the last of them at this time or before (ms)."""
+MOVED_TO: Final = "moved to "
+"""Marks named so and after a node: rows may have moved there."""
 
 
 class Outbox(ABC):

@@ -108,10 +108,12 @@ async def test_both_nodes_have_the_rows_after_a_run_that_died_and_it_all_ends_we
     """Adopted and not marked, and the dead node lives again for good: at last both books are closed."""
     async with open_cluster("n1", "n2", "n3") as cluster:
         await left_behind(cluster, *[f"{number}" for number in range(30)])
-        cluster.stores["n1"].writable = False  # so that nothing can be marked
-        with pytest.RaisesGroup(pytest.RaisesExc(Exception, match="make room"), flatten_subgroups=True):
-            await adopt(cluster)
-        cluster.stores["n1"].writable = True
+        cluster.stores["n1"].before_commit = 0.01
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_has_no_room, cluster)
+            await trio.sleep(0.015)
+            cluster.stores["n1"].writable = False  # so that nothing can be marked
+        cluster.stores["n1"].writable, cluster.stores["n1"].before_commit = True, 0.0
         assert (await cluster.stores["n2"].totals()).adopted == 30
         await cluster.start("n1")
         bob, ann = await cluster.nodes["n3"].login("bob"), await cluster.nodes["n2"].login("ann")
@@ -120,6 +122,11 @@ async def test_both_nodes_have_the_rows_after_a_run_that_died_and_it_all_ends_we
         await settled(cluster, "n2")
         assert len(set(bob.texts)) == 30
         assert Counter(message.redelivered for message in bob.messages)[False] == 0
+
+
+async def _has_no_room(cluster: Cluster) -> None:
+    with pytest.RaisesGroup(pytest.RaisesExc(Exception, match="make room"), flatten_subgroups=True):
+        await adopt(cluster)
 
 
 async def test_what_the_dead_node_has_learnt_meanwhile_is_known_at_once(autojump_clock: object) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import trio
 
 from tests.node.adopting import adopt, left_behind, the_only_row
 from tests.node.cluster import Client, Cluster, greeted, open_cluster
 from yanchat.config import RedeliverySettings
-from yanchat.model import Node
+from yanchat.model import Node, Totals
 from yanchat.protocol.records import Record, Topic
 
 
@@ -86,6 +88,52 @@ async def test_what_a_node_that_dies_as_well_had_not_sent_reaches_the_adopter(au
         await trio.sleep(100)
         assert (await adopt(cluster, dead="n3")).selected == 0
         await _ann_is_told(cluster)
+
+
+async def test_an_ack_that_the_node_hears_itself_when_it_lives_again_reaches_the_adopter(
+    autojump_clock: object,
+) -> None:
+    """Also when the adopter is down at that moment, and the node dies before it could pass on the ack."""
+    async with open_cluster("n1", "n2", "n3") as cluster:
+        await _acks_late(cluster)
+        await adopt(cluster)
+        cluster.nodes["n2"].crash()
+        await cluster.start("n1")
+        cluster.nodes["n1"].bus.up = False
+        cluster.nodes["n3"].bus.up = True
+        await trio.sleep(10)
+        assert cluster.bus.committed[Node("n1:1"), "ack"] == cluster.bus.end((Node("n1:1"), "ack"))
+        cluster.nodes["n1"].crash()
+        await cluster.start("n1")
+        await trio.sleep(10)
+        await cluster.start("n2")
+        await _ann_is_told(cluster, within=3)
+        assert await cluster.stores["n1"].totals() == Totals(moved=1)
+
+
+async def test_an_ack_does_not_go_to_and_fro_between_nodes_that_have_adopted_from_one_another(
+    autojump_clock: object,
+) -> None:
+    """The row went to n2, and back, and to n4; all live again, and each had rows from the other."""
+    async with open_cluster("n1", "n2", "n3", "n4") as cluster:
+        await _acks_late(cluster)
+        for dead, into in (("n1", "n2"), ("n2", "n1"), ("n1", "n4")):
+            if not cluster.nodes[dead].gone:
+                cluster.nodes[dead].crash()
+            if cluster.nodes[into].gone:
+                await cluster.start(into)
+            await trio.sleep(15)
+            await adopt(cluster, dead=dead, into=into)
+        await cluster.start("n1")
+        await cluster.start("n2")
+        cluster.nodes["n3"].bus.up = True
+        await _ann_is_told(cluster, "n4", within=3)
+        await trio.sleep(3)
+        acks = Counter(
+            node for (node, _), log in cluster.bus.logs.items() for headers, _ in log if headers["kind"] == "ack"
+        )
+        assert max(acks.values()) <= 2
+        assert sum(acks.values()) <= 6
 
 
 def _count_reads(cluster: Cluster, name: str) -> list[float]:

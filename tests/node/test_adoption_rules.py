@@ -11,7 +11,7 @@ from tests.node import test_adoption_faults as faults
 from tests.node import test_adoption_late as late
 from tests.node.mutation import Mutation, left_out
 from yanchat import adoption as run
-from yanchat.node import adoption, loads, mailboxes, sweep, tray
+from yanchat.node import acks, adoption, loads, mailboxes, settlement, sweep, tray
 
 RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
     "no-catch-up": (
@@ -165,6 +165,24 @@ RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
             "self._earlier = tuple(map(Node, await self._outbox.marks(CAME_FROM)))",
             "pass",
             "who adopts from an adopter does not hear the first of the dead",
+        ),
+    ),
+    "kept-to-itself": (
+        late.test_an_ack_that_the_node_hears_itself_when_it_lives_again_reaches_the_adopter,
+        Mutation(
+            settlement,
+            "            await self._pass_on(rest)\n",
+            "            pass\n",
+            "a node that lives again tells nobody of acks of what has moved away",
+        ),
+    ),
+    "to-and-fro": (
+        late.test_an_ack_does_not_go_to_and_fro_between_nodes_that_have_adopted_from_one_another,
+        Mutation(
+            acks,
+            "zip(away, known, strict=True) if not there]",
+            "zip(away, known, strict=True)]",
+            "acks of what has moved away are passed on again and again",
         ),
     ),
 }

@@ -74,6 +74,8 @@ def test_without_counters_nothing_is_compared() -> None:
         ({N1: row(adopted=True), N2: row(moved=True)}, {}),  # there and back
         ({N1: row(moved=True), N2: row(moved=True, adopted=True), N3: row(adopted=True)}, {}),
         ({N1: row(moved=True), N2: row(adopted=True)}, {N3: ack(N1, N2)}),
+        ({N1: row(moved=True), N2: row(adopted=True)}, {N1: ack(N2, N3)}),  # passed on; once another had moved to n3
+        ({N1: row(adopted=True), N2: row(moved=True)}, {N1: ack(N2, N3)}),  # and has come back since
         ({N1: row(REQUEST), N2: row(REQUEST)}, {}),  # the request was sent again to another node
         ({N1: row(REQUEST, moved=True), N2: row(REQUEST, adopted=True), N3: row(REQUEST)}, {}),
         ({N1: row(REQUEST, moved=True), N2: row(REQUEST)}, {}),  # the adopter had it already
@@ -136,6 +138,7 @@ def test_an_ack_whose_origin_does_not_know_the_message_is_in_doubt_unless_that_p
     assert sentence({}, acks, {**ALL, N1: AT + 1}) == ""
     assert sentence({}, acks, {**ALL, N1: AT}) != ""
     assert "which does not know it" in sentence({N1: row()}, {N2: ack(N1, N3)}, ALL)
+    assert "which does not know it" in sentence({N1: row()}, {N1: ack(N3)}, ALL)
 
 
 def test_when_a_request_was_accepted_its_id_does_not_say_so_any_purge_excuses_it() -> None:

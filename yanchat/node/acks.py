@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -59,10 +60,11 @@ class Acks:
         clock: Clock,
         inflight: int,
         counters: Counters,
+        adopters: Collection[Node],
     ) -> None:
         self._node, self._hub, self._inbox, self._outbox, self._ledger = node, hub, inbox, outbox, ledger
         self._mailboxes, self._bus, self._dates, self._clock, self._counters = mailboxes, bus, dates, clock, counters
-        self._inflight = inflight
+        self._inflight, self._adopters = inflight, tuple(node for node in adopters if node != self._node)
         self._storing = Episode("store.ack")
         self._queue: list[_Ack] = []
         self._strange: list[_Ack] = []
@@ -181,6 +183,22 @@ class Acks:
         if ack.session.openid in rows:
             return 200, (self._node,)
         return (403 if rows or acked else 404), ()
+
+    async def pass_on(self, keys: Sequence[Key]) -> None:
+        """Not all of these acks settle something here. Of what has moved away whoever has adopted any is told, once.
+
+        They stand in the inbox, as those of users here do: so they leave, and are not passed to and fro.
+        """
+        if not self._adopters:
+            return
+        rows = await self._outbox.find(keys)
+        away = [row.envelope.key for row in rows if row is not None and row.moved_at]
+        known = await self._inbox.known(away)
+        now = self._clock.wall()
+        entries = [AckEntry(key, self._adopters, at=now) for key, there in zip(away, known, strict=True) if not there]
+        places = await self._inbox.ack(entries) if entries else []
+        for node in self._adopters if entries else ():
+            self._publish(node, [(entry.key, place) for entry, place in zip(entries, places, strict=True)])
 
     def _may_stand_on_disk(self, key: Key) -> bool:
         """Whether the recipient of another node's message may have it here as well: its request was repeated here."""

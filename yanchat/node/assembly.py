@@ -32,7 +32,7 @@ from yanchat.node.reception import Reception
 from yanchat.node.repeats import Repeats
 from yanchat.node.settlement import Settlement
 from yanchat.node.sweep import Sweep
-from yanchat.ports import CAME_FROM, Bus, Clock, Inbox, Outbox, Registry
+from yanchat.ports import CAME_FROM, MOVED_TO, Bus, Clock, Inbox, Outbox, Registry
 from yanchat.protocol.frames import Dates
 from yanchat.protocol.ids import Orders, SessionIds
 from yanchat.protocol.retry import RetryPolicy
@@ -139,7 +139,9 @@ async def assemble(
     ledger = Ledger(outbox, counters)
     mailboxes = Mailboxes(hub, backlog, counters, clock.monotonic, limits)
     loads = Loads(outbox, ledger, mailboxes, counters, limits, first_order=orders.last + 1)
-    settlement = Settlement(node, outbox, ledger, mailboxes, bus, clock, counters)
+    adopters = [Node(name) for name in await outbox.marks(MOVED_TO)]
+    acks = Acks(node, hub, inbox, outbox, ledger, mailboxes, bus, dates, clock, limits.inflight, counters, adopters)
+    settlement = Settlement(node, outbox, ledger, mailboxes, bus, clock, counters, acks.pass_on)
     lease = Lease(registry, bus, record, mailboxes, clock, counters)
     claims = Claims(node, hub, registry, bus, lease, mailboxes, single)
     lease.claim_all = claims.claim_all
@@ -177,7 +179,6 @@ async def assemble(
         deliver=delivery.take,
         doubtful=lambda: bool(lease.trouble),
     )
-    acks = Acks(node, hub, inbox, outbox, ledger, mailboxes, bus, dates, clock, limits.inflight, counters)
     reception = Reception(
         node,
         hub,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from yanchat.model import ACKED, GIVEN_UP, OPEN, Key, Node, Row, Step
 from yanchat.node.hub import Session
@@ -16,7 +16,10 @@ from yanchat.telemetry import Counters
 
 
 class Settlement:
-    """`serving` serves the bus's topic `ack`; `answered` what sessions here were told; `bury` what has expired."""
+    """`serving` serves the bus's topic `ack`; `answered` what sessions here were told; `bury` what has expired.
+
+    `pass_on` takes keys that were acked when some of them settle nothing here.
+    """
 
     def __init__(
         self,
@@ -27,9 +30,10 @@ class Settlement:
         bus: Bus,
         clock: Clock,
         counters: Counters,
+        pass_on: Callable[[Sequence[Key]], Awaitable[None]],
     ) -> None:
         self._node, self._outbox, self._ledger, self._mailboxes = node, outbox, ledger, mailboxes
-        self._bus, self._clock, self._counters = bus, clock, counters
+        self._bus, self._clock, self._counters, self._pass_on = bus, clock, counters, pass_on
         self.serving = Serving("ack", self._batch, counters, ledger.flushed)
 
     async def _batch(self, records: Sequence[Record]) -> None:
@@ -70,6 +74,8 @@ class Settlement:
         rows = await self._outbox.settle(rest, rank=rank, told=OPEN, at=now) if rest else []
         for row in rows:
             self._mailboxes.followed(row, rank, now)
+        if rank == ACKED and len(rows) < len(rest):
+            await self._pass_on(rest)
         return rose + len(rows)
 
     async def _tell(self, keys: Sequence[Key], rank: int, at: int) -> int:

@@ -151,6 +151,8 @@ def judge(
     if away and not owners and complete and accepted_at >= max(purged_before.values(), default=0):
         return doubt(f"moved away from {away[0]}, and on no other node")
     for node, ack in acks.items():
+        if node in rows and (rows[node].moved or rows[node].adopted):
+            continue  # when the row was another's, its ack went to all to whom rows have moved: some do not know it
         for origin in ack.origins:
             known = origin in rows or origin not in purged_before
             purged = accepted_at < purged_before.get(origin, 0) if accepted_at else purged_before.get(origin, 0) > 0
