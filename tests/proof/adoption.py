@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 SHARE = 0.15
 """Of the seeds with faults."""
+LATE = 0.3
+"""Of the acks of what a dead node had accepted: so many leave late."""
+LONG_UNDER_WAY = 0.6
+"""And so many of them come late."""
 SECONDS = (60.0, 90.0, 120.0)
 """For which users talk in such a seed: a lease must lapse, and runs have time to fail."""
 
@@ -55,15 +59,7 @@ class Adoptions:
         """Nodes that are never started again; their rows have gone."""
         self._left: dict[str, float] = {}
         """When the last run over a node's rows has ended."""
-        self._offered: dict[Node, set[Key]] = {}
-        """What the run over a node's rows has sent off."""
-        self._offered_at: dict[tuple[Node, Key], float] = {}
-        """When the first run sent off a row of a dead node."""
-        self._acked_at: dict[tuple[Node, Key], float] = {}
-        """When the first ack of it came to the topic of a node."""
-        self.split: set[Key] = set()
-        """What may be two nodes' at last: a run had sent it off and not come to its end; or it came to a node again
-        that it had left, perhaps late."""
+        self._next_late = 0.0
         self.runs = self.cut = self.moved = 0
 
     @contextmanager
@@ -156,6 +152,18 @@ class Adoptions:
             return here > 1
         return False
 
+    def on_ack(self, node: RunningNode, message: Message) -> None:
+        """Now and then the ack of what a dead node had accepted leaves late, perhaps in the next life of the node."""
+        rng, now = self._rng, trio.current_time()
+        if not (self.drawn and now >= self._next_late and self.holds((message.message_id, message.recipient))):
+            return
+        if rng.random() < LATE:
+            seconds = rng.choice((3, 15, 30))
+            self._next_late = now + 2 * seconds  # who is silent for minutes tries again after minutes
+            self._world.faults.silence(node, seconds)
+            if rng.random() < 0.2:
+                self._world.later(rng.random(), lambda: self._world.faults.crash(node))
+
     def holds(self, key: Key) -> bool:
         """Whether this is a row of a node that is dead now, or will be at once."""
         return any(key in self._world.cluster.stores[short]._orders for short in self.dead | self._dying)
@@ -220,9 +228,6 @@ class Adoptions:
             pause.end()
             if armed:
                 cut.disarm()
-        offered = self._offered.pop(node.name, set())
-        if not ended:
-            self.split |= offered
         self.runs += 1
         self.cut += not ended
         if scope.cancelled_caught:
@@ -262,35 +267,12 @@ class Adoptions:
     def _adopting(self, short: str, rows: Sequence[Row]) -> None:
         """Now and then the adopter dies: before the rows are on its disk, when they are, or when it has said so."""
         world, rng = self._world, self._rng
-        here = (world.cluster.stores[short]._find(row.envelope.key) for row in rows)
-        self.split |= {row.envelope.key for row in here if row is not None and row.moved_at}
         node = world.cluster.nodes[short]
         invariants.on_adopting(world, node, rows)
         if world.faulty and rng.random() < 0.4 and isinstance(node.bus.read, MethodType):
             node.bus.read = partial(_slowly, node.bus.read, rng.choice((0.02, 0.3, 2)))  # type: ignore[method-assign]
         if world.faulty and rng.random() < 0.3:
             world.faults.arm(node, 1 + rng.randrange(rng.choice((3, 40, 300))))
-
-    def sent(self, node: Node, record: Record, after: Sequence[float]) -> None:
-        """This has come to the bus; each copy arrives after so many seconds."""
-        if not self.drawn:
-            return
-        now = trio.current_time()
-        if isinstance(record, Adopt):
-            for row in record.rows:
-                self._offered.setdefault(record.dead, set()).add(row.envelope.key)
-                self._offered_at.setdefault((record.dead, row.envelope.key), now)
-        elif isinstance(record, Acked) and after:
-            for key in record.keys:
-                self._acked_at[node, key] = min(now + min(after), self._acked_at.get((node, key), now + min(after)))
-
-    def too_late(self, key: Key) -> bool:
-        """Whether its ack came for a dead node when another had adopted the row: it may be that nobody reads it."""
-        return any(
-            self._acked_at.get((node, key), 0.0) > at
-            for (node, offered), at in self._offered_at.items()
-            if offered == key
-        )
 
     def fate(self, node: Node, record: Record) -> tuple[float, ...] | None:
         """After how many seconds each copy of this record arrives; None: as any other."""
@@ -300,8 +282,10 @@ class Adoptions:
         chance, late = rng.random(), rng.random() * rng.choice((1, 5, 25))
         if isinstance(record, Adopt | Adopted):
             return () if chance < 0.15 else (0.01, late) if chance < 0.3 else (late,) if chance < 0.4 else None
-        dead = node.partition(":")[0] in self.dead or record.origin.partition(":")[0] in self.dead
-        return (late,) if dead and chance < 0.2 else None
+        to, by = node.partition(":")[0], record.origin.partition(":")[0]
+        if isinstance(record, Acked) and to in self.dead | self._dying and chance > 1 - LONG_UNDER_WAY:
+            return (rng.uniform(5, 100),)  # when the rows have gone
+        return (late,) if not self.dead.isdisjoint((to, by)) and chance < 0.2 else None
 
     # -- the end -------------------------------------------------------------------------------------------------------
     async def end(self) -> None:

@@ -60,11 +60,6 @@ class Faults:
 
     def fate(self, node: Node, record: Record) -> tuple[float, ...]:
         """After how many seconds each copy of a record arrives."""
-        copies = self._copies(node, record)
-        self._world.adoptions.sent(node, record, copies)
-        return copies
-
-    def _copies(self, node: Node, record: Record) -> tuple[float, ...]:
         world, now = self._world, trio.current_time()
         wait = max(0.0, self._away.get(node, 0.0) - now)
         if not world.faulty:

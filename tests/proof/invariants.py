@@ -180,7 +180,7 @@ def unsettled(world: World) -> list[str]:
                 elif not user.vanished and not given_up:
                     key: Key = (message_id, OpenId(to))
                     on_disk = any(key in store.inbox for store in world.cluster.stores.values())
-                    comes_back = on_disk and not (world.faults.lose or world.adoptions.too_late(key))
+                    comes_back = on_disk and not world.faults.lose
                     if comes_back or not recipient.vanished:
                         found.append(f"{user.name} was never told that {to} has {text}")
     return found
@@ -313,7 +313,7 @@ async def _check_dead(world: World, node: RunningNode) -> None:
 def _check_books(world: World) -> None:
     """As `yanchat audit`: each node for itself, and all together.
 
-    What a run left half done may be two nodes' at last, and so may a request that two had accepted.
+    A request that two nodes had accepted may be that of both at last.
     """
     stores = {node.name: node.store for node in world.cluster.nodes.values()}
     rows = {name: {row.envelope.key: row for row in store._rows.values()} for name, store in stores.items()}
@@ -335,7 +335,7 @@ def _check_books(world: World) -> None:
             for place, entry in [found]
         }
         doubt = books.judge(*key, has, acks, dict.fromkeys(stores, 0), complete=True)
-        twice = key in world.adoptions.split or world.texts.get(key[0]) in world.resent
+        twice = world.texts.get(key[0]) in world.resent
         if doubt is not None and not (twice and doubt.sentence.startswith("on ")):
             world.problem(f"the books: {world.texts.get(key[0])} to {key[1]}: {doubt.sentence}")
 

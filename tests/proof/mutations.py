@@ -13,6 +13,8 @@ ADOPTION: Final = (
     "mark-first",
     "acks-stay",
     "no-catch-up",
+    "heard-once",
+    "kept-to-itself",
     "no-acks-here",
     "not-counted",
     "not-marked-redelivered",

@@ -132,6 +132,8 @@ class User:
                 world.texts[frame.message_id] = frame.text
                 if not world.faulty or world.rng.random() > 0.1:
                     client.ack(frame)
+                    if world.faulty:
+                        world.adoptions.on_ack(client.node, frame)
                     if world.faulty and world.faults.after_an_ack(frame):
                         self.vanish()
             case AckReceipt(status=200):
