@@ -82,9 +82,10 @@ async def totals(node: RunningNode) -> Totals:
         return await store.totals()
 
 
-def adopt(node: RunningNode) -> int:
+def adopt(node: RunningNode, into: RunningNode | None = None) -> int:
     """Run it to its end; how many rows moved."""
-    done = call("redeliver", "--adopt", node.node, "--json", *node.options, state=node.state)
+    to = () if into is None else ("--into", into.node)
+    done = call("redeliver", "--adopt", node.node, *to, "--json", *node.options, state=node.state)
     assert done.returncode == 0, done.stderr
     return int(json.loads(done.stdout)["adopted"])
 
