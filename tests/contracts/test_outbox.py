@@ -9,6 +9,7 @@ from tests.contracts.backends import Store, Table
 from tests.contracts.examples import ANN, BOB, CID, DAY, THERE, acked, message, order_at
 from yanchat.errors import StoreUnavailable
 from yanchat.model import ACKED, GIVEN_UP, OPEN, Envelope, MessageId, Row, Step, Totals
+from yanchat.node.adoption import FOREVER
 from yanchat.ports import RowFilter, Tray, Waiting
 
 
@@ -393,6 +394,13 @@ async def test_a_mark_keeps_the_highest_and_answers_the_one_before(table: Table)
     async with table.open() as store:
         assert await store.mark("a", 0) == 9
         assert await store.last_order() == 0
+
+
+async def test_a_time_that_no_message_can_have_is_behind_all_of_them(table: Table) -> None:
+    async with table.open() as store:
+        await store.add([message(1)])
+        assert await store.mark("came from n1:1", FOREVER) == 0
+        assert len(await store.expired(FOREVER + 1, 0, 9)) == 1
 
 
 async def test_marks_are_found_by_how_their_names_begin(table: Table) -> None:

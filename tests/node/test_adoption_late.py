@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 
 import trio
+from msgspec.structs import replace
 
 from tests.node.adopting import adopt, left_behind, the_only_row
 from tests.node.cluster import Client, Cluster, greeted, open_cluster
 from yanchat.config import RedeliverySettings
 from yanchat.model import Node, Totals
-from yanchat.protocol.records import Record, Topic
+from yanchat.node.adoption import FOREVER
+from yanchat.ports import CAME_FROM
+from yanchat.protocol.records import Adopt, Record, Topic
 
 
 async def _acks_late(cluster: Cluster) -> Client:
@@ -134,6 +137,21 @@ async def test_an_ack_does_not_go_to_and_fro_between_nodes_that_have_adopted_fro
         )
         assert max(acks.values()) <= 2
         assert sum(acks.values()) <= 6
+
+
+async def test_whatever_time_of_acceptance_a_record_names_it_is_one_that_a_table_can_hold(
+    autojump_clock: object,
+) -> None:
+    """And a record without rows changes nothing."""
+    async with open_cluster("n1", "n2") as cluster:
+        await left_behind(cluster, "hello")
+        (row,) = await cluster.stores["n1"].movable(0, 9)
+        never = replace(row, envelope=replace(row.envelope, accepted_at=2**63 - 1))
+        for rows in ((), (never,)):
+            cluster.bus.store(Node("n2:1"), Adopt(Node("n1:1"), "r", Node("n1:1"), rows), "i")
+        await trio.sleep(1)
+        assert await cluster.stores["n2"].totals() == Totals(pending=1, adopted=1)
+        assert await cluster.stores["n2"].marks(CAME_FROM) == {"n1:1": FOREVER}
 
 
 def _count_reads(cluster: Cluster, name: str) -> list[float]:

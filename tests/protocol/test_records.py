@@ -125,6 +125,8 @@ def test_who_cannot_be_a_node_is_not_answered(node: str) -> None:
     """No topic could have the name that would be asked for, again and again."""
     adopt = json.dumps({"run": "r", "from": node, "rows": []}).encode()
     assert records.decode({"kind": "adopt", "origin": "n:1"}, adopt) is None
+    adopt = json.dumps({"run": "r", "from": "n:1", "rows": [], "earlier": ["n:2", node]}).encode()
+    assert records.decode({"kind": "adopt", "origin": "n:1"}, adopt) is None
     keys = json.dumps({"keys": []}).encode()
     assert records.decode({"kind": "ack", "origin": node}, keys) is None
     assert records.decode({"kind": "ack", "origin": "n:1"}, keys) is not None
