@@ -282,6 +282,17 @@ def test_the_units_are_well_formed(unit: str, units: Path) -> None:
     assert [line for line in done.stderr.splitlines() if "yanchat" in line] == []
 
 
+@pytest.mark.parametrize(("unit", "by"), [("service", "multi-user.target"), ("socket", "sockets.target")])
+def test_what_is_enabled_starts_with_the_machine(unit: str, by: str, units: Path) -> None:
+    """Nothing else has to be enabled: after a reboot every node is there again."""
+    if shutil.which("systemctl") is None:
+        pytest.skip("systemctl is missing: apt-get install systemd")
+    call = ["systemctl", f"--root={units}", "enable", f"yanchat@8084.{unit}"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (units / f"etc/systemd/system/{by}.wants/yanchat@8084.{unit}").is_symlink()
+
+
 def test_the_service_is_hardly_exposed(units: Path) -> None:
     done = analyze(
         "security", "--offline=true", "--no-pager", "--json=off", str(units / "etc/systemd/system/yanchat@.service")
