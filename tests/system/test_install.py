@@ -117,6 +117,16 @@ def test_a_python_in_a_home_is_not_taken(root: Path, tmp_path: Path) -> None:
     assert home == "home = /usr/bin"
 
 
+def test_an_installation_that_fails_leaves_no_release(tmp_path: Path) -> None:
+    """It would look like one to go back to. The one that is current stays."""
+    call = [ROOT / "scripts" / "install", "--root", tmp_path, "--plain", "--", "--no-such-option"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode != 0
+    assert "no such option" in done.stderr
+    assert list((tmp_path / "opt/yanchat/releases").iterdir()) == []
+    assert not (tmp_path / "opt/yanchat/current").exists()
+
+
 def test_a_wrong_call_is_answered_with_how_it_is_called() -> None:
     done = subprocess.run(
         [ROOT / "scripts" / "install", "--bogus"], capture_output=True, text=True, timeout=DEADLINE, check=False
