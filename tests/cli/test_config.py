@@ -147,6 +147,15 @@ def test_check_says_that_a_file_is_fine(tmp_path: Path) -> None:
         ('[node]\nlistn = "x"\n', "yanchat.toml:2"),
         ('[node]\nprofile = "cluster"\n[redis]\nurl = "http://r"\n', "redis.url"),
         ('[node]\nprofile = "cluster"\n[kafka.librdkafka]\n"linger.mss" = 1\n', "linger.mss"),
+        (
+            '[kafka]\nbrokers = ["h:9092", "h;9092"]\n',
+            "yanchat.toml:2: kafka.brokers has 'h;9092'; write each as HOST:PORT",
+        ),
+        ('[kafka]\nbrokers = ["h:x"]\n', "write each as HOST:PORT"),
+        ('[kafka]\nbrokers = ["h:99999"]\n', "write each as HOST:PORT"),
+        ('[kafka]\nbrokers = ["h:9092,:9092"]\n', "write each as HOST:PORT"),
+        ('[kafka]\nbrokers = ["kafka://h:9092"]\n', "leave kafka:// out"),
+        ('[kafka]\nbrokers = ["SSL://h:9092"]\n', "the protocol is plaintext; leave SSL:// out"),
         ('[auth]\nmode = "jwt"\nkey_file = "{tmp}/none"\n', "auth.key_file"),
         ('[admin]\nlisten = "127.0.0.1:0"\ntoken_file = "{tmp}/none"\n', "admin.token_file"),
         ('[tls]\ncert_file = "{tmp}/new.crt"\nkey_file = "{tmp}/none"\n', "tls.key_file"),
@@ -175,6 +184,16 @@ def test_check_finds_what_would_stop_a_node(text: str, says: str, tmp_path: Path
     assert done.returncode == 78, done.stdout
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("protocol", ["plaintext", "ssl"])
+def test_brokers_are_written_as_librdkafka_takes_them(protocol: str, tmp_path: Path) -> None:
+    """With or without a port or a protocol, which is the one that is set."""
+    file = tmp_path / "yanchat.toml"
+    brokers = f'["k1", "k-2.example.org:9092", "10.0.0.7:1, [fe80::1]:9092", "{protocol.upper()}://k_3:65535"]'
+    file.write_text(f'[kafka]\nbrokers = {brokers}\n[kafka.librdkafka]\n"security.protocol" = "{protocol}"\n')
+    done = quick("config", "check", file)
+    assert done.returncode == 0, done.stderr
 
 
 def test_shared_options_stand_anywhere_and_help_is_everywhere(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from yanchat.config.values import wrong_at
 from yanchat.errors import YanchatError
 
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\s\[\]]+):\d{1,5}")
+_BROKER = re.compile(r"(?:([A-Za-z_]+)://)?(?:\[[0-9A-Fa-f:.%]+\]|[^:/;\s\[\]]+)(?::(\d{1,5}))?")
 _ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/?#\s,A-Z]+")
 LAST_PORT: Final = 65535
 HIGHEST_FACTOR: Final = 1000
@@ -52,6 +53,7 @@ def check(settings: Settings, origins: Mapping[tuple[str, str], str]) -> None:
         ):
             raise wrong(section, key, f"= {address!r} is not HOST:PORT, as 127.0.0.1:8084 is.")
     _check_security(settings, wrong)
+    _check_brokers(settings, wrong)
     try:
         _zone(settings.node.time_zone)
     except (KeyError, ValueError):
@@ -85,6 +87,19 @@ def _check_security(settings: Settings, wrong: Callable[[str, str, str], Yanchat
             ipaddress.ip_network(network)
         except ValueError:
             raise wrong("proxy", "trusted", f"has {network!r}; write addresses and networks as 10.0.0.0/8.") from None
+
+
+def _check_brokers(settings: Settings, wrong: Callable[[str, str, str], YanchatError]) -> None:
+    """What librdkafka takes; the rest it leaves out without a word, and waits for ever for those that are left."""
+    kafka = settings.kafka
+    used = str(kafka.librdkafka.get("security.protocol", "plaintext")).lower()
+    for broker in (part.strip() for entry in kafka.brokers for part in entry.split(",")):
+        match = _BROKER.fullmatch(broker)
+        if match is None or not 0 < int(match[2] or LAST_PORT) <= LAST_PORT:
+            raise wrong("kafka", "brokers", f"has {broker!r}; write each as HOST:PORT, as 127.0.0.1:9092 is.")
+        if match[1] and match[1].lower() != used:
+            fix = f"leave {match[1]}:// out, and set the protocol as security.protocol in [kafka.librdkafka]"
+            raise wrong("kafka", "brokers", f"has {broker!r}, and the protocol is {used}; {fix}.")
 
 
 def _zone(name: str) -> None:
