@@ -39,6 +39,7 @@ from yanchat.node.lease import LEASE
 from yanchat.ports import Clock
 from yanchat.reloading import Reloading
 from yanchat.signals import heard_signals
+from yanchat.starting import warn_of_room, warn_of_silence
 from yanchat.systemd import ServiceManager, keep_watch
 from yanchat.telemetry import Counters
 from yanchat.tracing import open_spans
@@ -89,7 +90,7 @@ async def serve(settings: Settings, state: Path, caller: Caller) -> None:
                 open_backends(settings, state, node, LEASE, counters) as (registry, bus),
             ):
                 orders.opened = True
-                _warn_of_room(store, settings.limits.disk_reserve)
+                warn_of_room(store, settings.limits.disk_reserve)
                 counters.trail = trail_of(settings.log.level, spans)
                 record = NodeRecord(
                     node,
@@ -165,20 +166,16 @@ class _Running(NamedTuple):
     held: Held
 
 
-def _warn_of_room(store: Store, reserve: int) -> None:
-    """A node that starts without room accepts nothing: better read in its log than learnt from its clients."""
-    if (free := store.free_bytes()) < reserve:
-        fix = "make room: until then nothing is accepted (503), and what was accepted is delivered"
-        structlog.get_logger().warning("disk.nearly_full", free_bytes=free, disk_reserve_bytes=reserve, fix=fix)
-
-
 async def _run(it: _Running, admin_socket: Path, ready: Callable[[str], None]) -> None:
     status, first = Status(it.work, it.edge), None
     try:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as starting:
                 nursery.start_soon(_cancel_when, it.stopping, starting)
-                await nursery.start(it.work.run)
+                async with trio.open_nursery() as waiting:
+                    waiting.start_soon(warn_of_silence, it.work.bus, it.reloading.settings)
+                    await nursery.start(it.work.run)
+                    waiting.cancel_scope.cancel()
                 it.held.keep = True
                 for listener in it.places.sockets:
                     listener.listen(BACKLOG)

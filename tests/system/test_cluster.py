@@ -236,6 +236,20 @@ def test_services_that_are_away_at_the_start_are_waited_for(
     assert waiting.terminate() == 0
 
 
+def test_a_kafka_that_is_not_there_is_named(tmp_path: Path, prefix: str, redis_url: str) -> None:
+    """Once, in the words that `doctor` has, and with the brokers that it may have from a wrong setting."""
+    file = settings(tmp_path, prefix, redis_url, "127.0.0.1:1")
+    waiting = RunningNode(tmp_path / "a", "--config", str(file))
+    waiting.launch()
+    sentence = "Kafka does not answer at 127.0.0.1:1; look at the brokers, or at kafka.brokers."
+    try:
+        wait_until(lambda: sentence in waiting.log.read_text(), "it says for whom it waits")
+        assert waiting.terminate() == 0
+    finally:
+        waiting.kill()
+    assert waiting.log.read_text().count(sentence) == 1
+
+
 def test_a_wrong_password_ends_with_a_sentence(
     tmp_path: Path, prefix: str, redis_server: RedisServer, kafka_broker: KafkaBroker
 ) -> None:
