@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
-from yanchat.directory import locked
-from yanchat.errors import AddressTaken
+from tests.running import call
+from tests.small_disk import small_disk
+from yanchat.directory import DISK, locked
+from yanchat.errors import AddressTaken, StoreUnavailable
 
 
 def test_a_directory_that_was_made_for_a_start_that_failed_is_removed(tmp_path: Path) -> None:
@@ -61,6 +65,35 @@ def test_the_lock_of_a_directory_that_was_removed_meanwhile_holds_nothing(
     before_the_lock(monkeypatch, lambda: shutil.rmtree(tmp_path / "node"))
     with pytest.raises(AddressTaken, match="taken"), locked(tmp_path / "node", "taken"):
         pytest.fail("it was held")
+
+
+# -- a directory that cannot be used -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("number", DISK, ids=os.strerror)
+def test_a_broken_or_full_disk_is_no_wrong_setting(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1, with which a service manager starts it again; and nobody is sent to another directory."""
+
+    def refuse(path: Path, *_: int) -> int:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StoreUnavailable, match="mend the disk") as refused, locked(tmp_path, "taken"):
+        pytest.fail("it was held")
+    assert (refused.value.exit_code, "--state-dir" in str(refused.value)) == (1, False)
+
+
+def test_a_node_on_a_read_only_disk(tmp_path: Path) -> None:
+    """A real one, as after an error of the file system. Where no node has ever been, the setting is wrong."""
+    with small_disk(tmp_path / "disk", megabytes=1) as disk:
+        (disk.path / "nodes" / "127-0-0-1-0").mkdir(parents=True)
+        subprocess.run(["mount", "-o", "remount,ro", disk.path], check=True)
+        done = call("serve", "--listen", "127.0.0.1:0", "--advertise", "127.0.0.1:0", state=disk.path)
+        assert done.returncode == 1
+        assert "cannot be used: Read-only file system; mend the disk" in done.stderr
+        done = call("serve", "--listen", "127.0.0.1:0", state=disk.path / "never")
+        assert done.returncode == 78
+        assert "choose another --state-dir" in done.stderr
 
 
 def fail(directory: Path, *, keep: bool = False) -> None:
