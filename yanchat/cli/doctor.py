@@ -75,13 +75,14 @@ async def _examine(cluster: Cluster, token: str, show: Callable[[Finding], None]
     from yanchat.cli.checks.services import look_at_kafka, look_at_redis
 
     settings, state = cluster.settings, cluster.state
-    records, failed = await _records(cluster)
+    known, failed = await _records(cluster)
+    records = known or []
     groups: list[Group] = [partial(_in_thread, partial(look_at_machine, settings, state))]
     groups.append(partial(_in_thread, partial(look_at_files, settings, state)))
     if settings.node.profile == "cluster":
         groups.append(partial(_in_thread, partial(look_at_redis, settings)))
         groups.append(partial(_in_thread, partial(look_at_kafka, settings, [record.node for record in records])))
-    groups.append(partial(look_at_nodes, cluster, records, token))
+    groups.append(partial(look_at_nodes, cluster, known, token))
     if records:
         groups.append(partial(look_at_registry, cluster))
     found: dict[int, list[Finding]] = {}
@@ -102,20 +103,22 @@ async def _examine(cluster: Cluster, token: str, show: Callable[[Finding], None]
         show(finding)
 
 
-async def _records(cluster: Cluster) -> tuple[list[NodeRecord], Sequence[Finding]]:
-    """What the registry says of all nodes, or why nothing is known."""
+async def _records(cluster: Cluster) -> tuple[list[NodeRecord] | None, Sequence[Finding]]:
+    """What the registry says of all nodes; None when that is not known, and why."""
     from yanchat.cli.checks import failure
-    from yanchat.errors import RegistryUnavailable
+    from yanchat.errors import ConfigError, RegistryUnavailable
 
     try:
         return await cluster.records(), ()
-    except RegistryUnavailable as error:
+    except (RegistryUnavailable, ConfigError) as error:
         redis_says = cluster.settings.node.profile == "cluster"
-        return [], () if redis_says else (failure("registry", str(error), "look at the disk"),)
-    except Unreachable:  # no node has ever run here
-        return [], ()
+        return None, () if redis_says else (failure("registry", str(error), "look at the disk"),)
+    except Unreachable as error:
+        if not cluster.inhabited:  # no node has ever run here
+            return [], ()
+        return None, (failure("registry", str(error), "call this with the same settings as the nodes"),)
     except YanchatError as error:
-        return [], (failure("registry", str(error), "call this as the user that runs the nodes; see the disk"),)
+        return None, (failure("registry", str(error), "call this as the user that runs the nodes; see the disk"),)
 
 
 async def _in_thread(look: Callable[[], list[Finding]]) -> list[Finding]:

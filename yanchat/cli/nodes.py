@@ -7,7 +7,7 @@ import random
 import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -47,15 +47,18 @@ class Cluster:
 
         return node_directory(self.state, node)
 
+    @property
+    def inhabited(self) -> bool:
+        """Whether a node has its state in this state directory, running or not, of whatever profile."""
+        return any(path.is_dir() for path in (self.state / "nodes").glob("*"))
+
     @asynccontextmanager
     async def open_registry(self) -> AsyncIterator[Registry]:
         """The registry; a file of nodes that share a directory is not made when it is not there."""
         if self.settings.node.profile == "embedded":
             file = self.state / "cluster.db"
             if not file.exists():
-                raise Unreachable(
-                    f"No node runs in {self.state}; start one with `yanchat serve`, or say another --state-dir."
-                )
+                raise Unreachable(self._without_a_file())
             if not os.access(file, os.R_OK | os.W_OK):
                 raise NotAllowed(f"{file} belongs to another user; call this as the user that runs the nodes.")
         else:
@@ -64,6 +67,12 @@ class Cluster:
 
         async with open_registry(self.settings, self.state, LEASE) as registry:
             yield registry
+
+    def _without_a_file(self) -> str:
+        if self.inhabited:
+            how = "the --config, or the --profile, --redis and --kafka, that they have"
+            return f"The nodes in {self.state} are of the profile cluster, or were stopped: give {how}, or start one."
+        return f"No node runs in {self.state}; start one with `yanchat serve`, or say another --state-dir."
 
     async def records(self) -> list[NodeRecord]:
         """What the registry says of all nodes."""
@@ -89,8 +98,13 @@ class Cluster:
         from yanchat.names import slug
 
         known: dict[str, str] = {}
-        with suppress(RegistryUnavailable, StoreUnavailable):  # its directories say enough, on a full disk, too
+        try:
             known = {slug(record.node): record.node for record in await self.records()}
+        except (RegistryUnavailable, StoreUnavailable):
+            pass  # its directories say enough, on a full disk, too
+        except YanchatError:  # Redis refuses us, or the profile is another one: they still do, if there are any
+            if not self.inhabited:
+                raise
         directories = sorted(path.name for path in (self.state / "nodes").glob("*") if path.is_dir())
         found = [Here(known.get(name) or _address(name), self.state / "nodes" / name) for name in directories]
         if node is None:

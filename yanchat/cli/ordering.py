@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from yanchat.errors import NotFound, RegistryUnavailable, StoreUnavailable, Unreachable
+from yanchat.errors import NotFound, Unreachable, YanchatError
 from yanchat.names import slug
 
 if TYPE_CHECKING:
@@ -36,27 +35,33 @@ class Way(NamedTuple):
 async def ways_to(cluster: Cluster, token: str, node: str | None) -> list[Way]:
     """All nodes that take orders, those of this machine first, or the one of that name.
 
-    NotFound: there is no such node. Unreachable: it, or any, cannot be asked; says what to do.
+    NotFound: there is no such node. Unreachable: it, or any, cannot be asked; says what to do. What is wrong with the
+    registry, when none of this machine is meant.
     """
     from yanchat.admin.client import Remote
 
     here = await cluster.nodes_here()
     live: list[NodeRecord] | None = None
-    with suppress(RegistryUnavailable, StoreUnavailable):
+    unknown: YanchatError | None = None
+    try:
         live = [record for record in await cluster.records() if record.state != "dead"]
+    except YanchatError as error:
+        unknown = error
     slugs = {one.directory.name for one in here}
     elsewhere = [record for record in live or () if slug(record.node) not in slugs]
     if node is not None:
         for one in here:
             if one.directory.name == slug(node):
                 return [Way(node, one.directory / "admin.sock")]
+        if unknown is not None:
+            raise unknown
         return [_remote(node, elsewhere, [one.name for one in here], token)]
     known = slugs if live is None else {slug(record.node) for record in live}
     sockets = [(one.name, one.directory / "admin.sock") for one in here if one.directory.name in known]
     ways = [Way(name, file) for name, file in sockets if file.exists()]
     ways += [Way(record.node, Remote(record.admin, token)) for record in elsewhere if record.admin and token]
     if not ways:
-        raise Unreachable("No node runs that could be asked from here; start one with `yanchat serve`.")
+        raise unknown or Unreachable("No node runs that could be asked from here; start one with `yanchat serve`.")
     return ways
 
 

@@ -13,7 +13,7 @@ import trio
 from yanchat.admin.client import NotRunning, Remote
 from yanchat.cli.metrics import Metrics, read_metrics
 from yanchat.cli.nodes import Cluster
-from yanchat.errors import RegistryUnavailable, StoreUnavailable, YanchatError
+from yanchat.errors import YanchatError
 from yanchat.names import slug
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Sampler:
 
     async def _ask_all(self) -> list[Sample]:
         records: Sequence[NodeRecord] = ()
-        with suppress(RegistryUnavailable, StoreUnavailable):  # its nodes say it themselves
+        with suppress(YanchatError):  # its nodes say it themselves
             records = await self._cluster.records()
         here = {one.directory.name: one for one in await self._cluster.nodes_here()}
         known = {slug(record.node): record for record in records}

@@ -18,7 +18,7 @@ from yanchat.admin.client import NotRunning, Remote, ask_node
 from yanchat.admin.stories import Told, tell
 from yanchat.cli.nodes import Cluster
 from yanchat.cli.render import warn
-from yanchat.errors import NotFound, RegistryUnavailable, StoreUnavailable, Unreachable, YanchatError
+from yanchat.errors import NotFound, StoreUnavailable, Unreachable, YanchatError
 from yanchat.model import Node
 from yanchat.names import slug
 from yanchat.protocol.books import Held, HeldAck, held
@@ -162,11 +162,11 @@ class Witnesses:
         self.records: list[NodeRecord] = []
 
     async def find(self) -> None:
-        """Look for them. Unreachable when there is neither a registry nor a node's directory."""
+        """Look for them. What is wrong with the registry is raised when no node's directory is here, either."""
         registry: YanchatError | None = None
         try:
             self.records = await self._cluster.records()
-        except (RegistryUnavailable, StoreUnavailable, Unreachable) as error:
+        except YanchatError as error:
             registry = error
         here = [one for one in await self._cluster.nodes_here() if (one.directory / "node.db").exists()]
         if registry is not None and not here:

@@ -31,8 +31,9 @@ ANSWERED_WITHIN: Final = 5.0
 Look = Callable[[], Awaitable[list[Finding]]]
 
 
-async def look_at_nodes(cluster: Cluster, records: Sequence[NodeRecord], token: str) -> list[Finding]:
-    """All that are registered, and all whose directory is here."""
+async def look_at_nodes(cluster: Cluster, registered: Sequence[NodeRecord] | None, token: str) -> list[Finding]:
+    """All that are registered, if that is known, and all whose directory is here."""
+    records = registered or ()
     try:
         here = {one.directory.name: one for one in await cluster.nodes_here()}
     except YanchatError:  # there are none, or they are another user's, which is said elsewhere
@@ -52,6 +53,9 @@ async def look_at_nodes(cluster: Cluster, records: Sequence[NodeRecord], token: 
     async with trio.open_nursery() as nursery:  # one that hangs holds up nobody else's answer
         for number, look in enumerate(looks):
             nursery.start_soon(look_one, number, look)
+    if not looks and registered is None:
+        detail = f"which are registered is not known, and none has its state in {cluster.state}"
+        return [warning("nodes", detail, "see what else is found here")]
     if not looks:
         return [
             warning("nodes", "no node is registered, and none has its state here", "start one with `yanchat serve`")
