@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import httpx
+import msgspec
 
 from yanchat.errors import NotAllowed, NotFound, StoreUnavailable, Unreachable, UsageError, YanchatError
 
@@ -67,7 +68,7 @@ async def ask_node(
             response = await http.request(method, path, params=query, json=body)
     except (httpx.ConnectError, httpx.ConnectTimeout):
         raise NotRunning(absent) from None
-    except (httpx.TransportError, httpx.InvalidURL) as error:
+    except (httpx.RequestError, httpx.InvalidURL) as error:
         raise Unreachable(
             f"The node behind {at} does not answer ({str(error) or type(error).__name__}); see its log."
         ) from None
@@ -81,9 +82,25 @@ def _heard(at: Path | Remote, response: httpx.Response) -> Any:
             return response.json() if is_json else response.text
         said = response.json()
         sentence = str(said["error"]) if "error" in said else " ".join(said["reasons"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):  # no node says that
+        if response.is_success:
+            raise not_understood("it is no JSON") from None
         sentence = f"The node behind {at} answers with status {response.status_code}; see its log."
     if response.status_code == 401:
         raise NotAllowed(f"The node behind {at} has another token; admin.token_file must be the same on all nodes.")
     kinds = {400: UsageError, 404: NotFound, 503: StoreUnavailable}
     raise kinds.get(response.status_code, YanchatError)(sentence)
+
+
+def understood(answer: Any, kind: Any, key: str = "") -> Any:
+    """An answer, or what it has under a key, as that kind. Unreachable: it is something else, so no node's of ours."""
+    if key and not (isinstance(answer, dict) and key in answer):
+        raise not_understood(f"there is no {key}")
+    try:
+        return msgspec.convert(answer[key] if key else answer, kind)
+    except msgspec.ValidationError as error:
+        raise not_understood(str(error)) from None
+
+
+def not_understood(why: str) -> Unreachable:
+    return Unreachable(f"The node answers what is not understood: {why}; is it a node, and of this version?")

@@ -45,31 +45,31 @@ def drain(
 
 
 async def _drain(cluster: Cluster, token: str, node: str | None, no_wait: bool, within: float) -> dict[str, Any]:
-    from yanchat.admin.client import ask_node
+    from yanchat.admin.client import ask_node, understood
 
     ways = await ways_to(cluster, token, node)
     if len(ways) > 1:
         raise UsageError(f"Say which node with --node; there are: {', '.join(way.node for way in ways)}.")
     (way,) = ways
-    order = await ask_node(way.at, "POST", "/drain")
+    pid: int = understood(await ask_node(way.at, "POST", "/drain"), int, "pid")
     if not no_wait:
-        await _until_stopped(way, order["pid"], within)
+        await _until_stopped(way, pid, within)
     return {"node": way.node, "state": "draining" if no_wait else "stopped"}
 
 
 async def _until_stopped(way: Way, pid: int, within: float) -> None:
     import trio
 
-    from yanchat.admin.client import ask_node
+    from yanchat.admin.client import ask_node, understood
 
     begun = said = time.monotonic()
     left = "some"
     while True:
         try:
             health = await ask_node(way.at, "GET", "/healthz")
-            if health["pid"] != pid:
+            if understood(health, int, "pid") != pid:
                 return  # another process serves already in its place
-            left = health["connections"]
+            left = understood(health, int, "connections")
         except Unreachable:
             return
         except StoreUnavailable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
@@ -13,6 +13,19 @@ from yanchat.errors import Unreachable, UsageError
 
 if TYPE_CHECKING:
     from yanchat.cli.nodes import Cluster
+
+
+class KickedSession(TypedDict):
+    openid: str
+    session_id: str
+    node: str
+
+
+class Kicked(TypedDict):
+    """What a node answers."""
+
+    node: str
+    kicked: list[KickedSession]
 
 
 def kick(
@@ -35,19 +48,18 @@ def kick(
     order = {"openid": openid} if session_id is None else {"session_id": session_id}
     cluster = call.cluster()
     result = run_async(_order, cluster, admin_token(cluster, admin_token_file), order)
-    kicked = result["kicked"]
-    lines = [f"{one['session_id']} on {one['node']} is told to go." for one in kicked]
+    lines = [f"{one['session_id']} on {one['node']} is told to go." for one in result["kicked"]]
     call.out.document(result, "\n".join(lines))
 
 
 async def _order(cluster: Cluster, token: str, order: dict[str, str]) -> Any:
     """What the first node answers that can be asked."""
-    from yanchat.admin.client import ask_node
+    from yanchat.admin.client import ask_node, understood
 
     silent: list[str] = []
     for way in await ways_to(cluster, token, None):
         try:
-            answer = await ask_node(way.at, "POST", "/kick", body=order)
+            answer = understood(await ask_node(way.at, "POST", "/kick", body=order), Kicked)
         except Unreachable as error:
             silent.append(str(error))
             continue

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from yanchat.errors import Unreachable
-
 if TYPE_CHECKING:
     from yanchat.admin.client import Remote
 
@@ -45,9 +43,11 @@ async def read_metrics(at: Path | Remote) -> Metrics:
     """Ask a running node. Raises what ask_node raises."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    from yanchat.admin.client import ask_node
+    from yanchat.admin.client import ask_node, not_understood
 
     text = await ask_node(at, "GET", "/metrics", within=WITHIN)
+    if not isinstance(text, str):
+        raise not_understood("it is JSON")
     try:
         return Metrics(
             {
@@ -56,5 +56,5 @@ async def read_metrics(at: Path | Remote) -> Metrics:
                 for sample in family.samples
             }
         )
-    except (ValueError, AttributeError):
-        raise Unreachable("The node answers what is not understood; is it of another version?") from None
+    except (ValueError, AttributeError, IndexError):  # what its parser says of other texts
+        raise not_understood("those are no metrics") from None

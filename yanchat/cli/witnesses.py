@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import trio
 
 from yanchat.admin.accounts import NodeBooks, show
-from yanchat.admin.client import NotRunning, Remote, ask_node
+from yanchat.admin.client import NotRunning, Remote, ask_node, understood
 from yanchat.admin.stories import Told, tell
 from yanchat.cli.nodes import Cluster
 from yanchat.cli.render import warn
@@ -57,14 +57,14 @@ class Witness:
             story = await books.story(message_id)
             return tell(self.node, message_id, story, time.time_ns() // 1_000_000, runs=self.runs)
 
-        return await self._ask(f"/trace/{message_id}", {}, lambda answer: _convert(answer, Told), read)
+        return await self._ask(f"/trace/{message_id}", {}, lambda answer: understood(answer, Told), read)
 
     async def requested(self, sender: OpenId, request_id: str) -> list[MessageId]:
         """The messages that a user sent under a request id."""
         return await self._ask(
             "/trace",
             {"from": sender, "request_id": request_id},
-            lambda answer: list(answer["message_ids"]),
+            lambda answer: understood(answer, list[str], "message_ids"),
             lambda books: books.requested(sender, request_id, MOST_IDS),
             through_all=True,
         )
@@ -76,14 +76,14 @@ class Witness:
             return show(self.node, await books.account(since))
 
         query = {"since": since}
-        return await self._ask("/audit", query, lambda answer: _convert(answer, NodeBooks), read, through_all=True)
+        return await self._ask("/audit", query, lambda answer: understood(answer, NodeBooks), read, through_all=True)
 
     async def rows(self, after: int, since: int) -> list[Held]:
         """A page of rows behind this order."""
         return await self._ask(
             "/audit/rows",
             {"after": after, "since": since, "limit": PAGE},
-            lambda answer: _convert(answer["rows"], list[Held]),
+            lambda answer: understood(answer, list[Held], "rows"),
             lambda books: books.held(after, since, PAGE),
         )
 
@@ -92,7 +92,7 @@ class Witness:
         return await self._ask(
             "/audit/acks",
             {"after": after, "since": since, "limit": PAGE},
-            lambda answer: _convert(answer["acks"], list[HeldAck]),
+            lambda answer: understood(answer, list[HeldAck], "acks"),
             lambda books: books.held_acks(after, since, PAGE),
         )
 
@@ -106,7 +106,7 @@ class Witness:
         return await self._ask(
             f"/audit/{message_id}",
             {},
-            lambda answer: (_convert(answer["rows"], list[Held]), _convert(answer["acks"], list[HeldAck])),
+            lambda answer: (understood(answer, list[Held], "rows"), understood(answer, list[HeldAck], "acks")),
             read,
         )
 
@@ -237,12 +237,3 @@ def admin_token(cluster: Cluster, file: Path | None) -> str:
     if file is not None:
         settings = replace(settings, token_file=str(file))
     return read_token(settings).decode() if settings.token_file else ""
-
-
-def _convert(answer: Any, kind: Any) -> Any:
-    import msgspec
-
-    try:
-        return msgspec.convert(answer, kind)
-    except msgspec.ValidationError as error:
-        raise Unreachable(f"The node answers what is not understood: {error}; is it of another version?") from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 import trio
 
-from yanchat.admin.client import NotRunning, Remote, ask_node
+from yanchat.admin.client import NotRunning, Remote, ask_node, understood
 from yanchat.cli.checks import Finding, failure, ok, warning
 from yanchat.cli.checks.files import expiry
 from yanchat.cli.checks.machine import descriptors
@@ -118,7 +118,7 @@ async def _ask(cluster: Cluster, here: Here | None, record: NodeRecord | None, t
         detail = f"{node} is registered and dead, and its state is not on this machine"
         return [warning("nodes.ready", detail, "start it, or forget it: `yanchat servers --repair`")]
     try:
-        await ask_node(at, "GET", "/readyz", within=ANSWERED_WITHIN)
+        understood(await ask_node(at, "GET", "/readyz", within=ANSWERED_WITHIN), bool, "ready")
     except NotRunning as error:
         if here is not None and dead:
             return await _waiting(node, here, registered=record is not None)
