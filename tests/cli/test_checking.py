@@ -180,6 +180,22 @@ def test_every_contradiction_is_found_and_mended(file: Path, prefix: str, server
     assert [(one["openid"], one["node"]) for one in ask("clients", *shared)] == [(ANN, HERE), (BOB, HERE)]
 
 
+@pytest.mark.parametrize("name", [f"{'n' * 300}:1", "...", "a/../b:1", "\x00:1"])
+def test_a_name_that_is_none_for_a_file(
+    name: str, file: Path, prefix: str, server: redis.Redis, tmp_path: Path
+) -> None:
+    """Whoever has put it there: it is as dead as others, and goes as they do."""
+    shared = ("--config", file, "--state-dir", tmp_path / "state")
+    (tmp_path / "state" / "nodes").mkdir(parents=True)
+    server.zadd(f"{prefix}websocket_servers", {name: 1})
+    (found,) = ask("servers", "--check", *shared, code=10)
+    assert (found["kind"], found["node"]) == ("dead", name)
+    (registry,) = [one for one in ask("doctor", *shared, code=10) if one["check"] == "registry"]
+    assert "is dead" in registry["detail"]
+    assert [one["mended"] for one in ask("servers", "--repair", "--yes", *shared)] == [True]
+    assert server.zscore(f"{prefix}websocket_servers", name) is None
+
+
 def test_what_only_a_person_can_mend_stays(file: Path, prefix: str, server: redis.Redis) -> None:
     """Two live nodes of one slug: exit code 10 until one of them is stopped, and nobody is asked for that."""
     twin = f"{prefix}websocket_server:127-0.0.1:8001"

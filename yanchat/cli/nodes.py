@@ -47,6 +47,15 @@ class Cluster:
 
         return node_directory(self.state, node)
 
+    def has(self, node: str) -> bool:
+        """Whether that node has its state here. What stands in a registry may be no name for a file."""
+        from yanchat.names import slug
+
+        try:
+            return slug(node) in os.listdir(self.state / "nodes")
+        except FileNotFoundError:
+            return False
+
     @property
     def inhabited(self) -> bool:
         """Whether a node has its state in this state directory, running or not, of whatever profile."""

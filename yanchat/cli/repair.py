@@ -102,7 +102,7 @@ async def find_contradictions(cluster: Cluster) -> list[Contradiction]:
 async def _accused(registry: Registry, cluster: Cluster) -> list[Contradiction]:
     """All that stands there; a node whose directory is here is not gone, for it can be started again."""
     found = await standing(registry, AGAIN_AFTER)
-    return [one for one in found if one.kind not in _OF_GONE or not cluster.directory(one.node).exists()]
+    return [one for one in found if one.kind not in _OF_GONE or not cluster.has(one.node)]
 
 
 async def _look(cluster: Cluster) -> Findings:
