@@ -15,6 +15,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from tests.admin.asking import token_file, with_tcp
 from tests.cli.calls import quick
 from tests.cli.terminal import on_terminal
 from tests.gateway.credentials import Authority
@@ -255,6 +256,24 @@ def test_a_peer_that_cannot_be_reached(tmp_path: Path) -> None:
         assert "no answer in time" in found["nodes.reachable"]["detail"]
         assert found["nodes.ready"]["status"] == "fail"
         node.resume()
+
+
+def test_a_node_that_cannot_be_asked(node: RunningNode, tmp_path: Path) -> None:
+    """It is warned of: nobody knows how it is. Its directory may have been removed from under it, on this machine."""
+    node.directory.rename(tmp_path / "moved")
+    found = examine(node.state)["nodes.ready"]
+    assert found["status"] == "warn"
+    assert found["detail"].startswith(f"{node.node} was not asked: it has no admin address, and its state is not in")
+    for order in (("audit",), ("drain", "--node", node.node)):
+        done = quick(*order, state=node.state)
+        assert done.returncode == 4
+        assert f"{node.node} has no admin address, and its" in done.stderr
+        assert "elsewhere" not in done.stderr
+    token = token_file(tmp_path)
+    with RunningNode(tmp_path / "other", env={**FEW_CLIENTS, **with_tcp(token)}) as other:
+        other.directory.rename(tmp_path / "moved too")
+        assert "only to who has the token" in examine(other.state)["nodes.ready"]["detail"]
+        assert examine(other.state, "--admin-token-file", token)["nodes.ready"]["status"] == "ok"
 
 
 def test_a_node_that_has_died_with_something_in_it(node: RunningNode) -> None:

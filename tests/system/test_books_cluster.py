@@ -69,7 +69,7 @@ def test_a_node_of_another_machine_is_asked_with_the_token(
     said = ask("trace", message_id).stderr
     assert f"{there.node} answers at" in said
     assert "--admin-token-file" in said
-    assert f"{closed.node} runs elsewhere and has no admin address" in said
+    assert f"{closed.node} has no admin address, and its files are not in" in said
 
     assert ask("audit", *with_token).returncode == 4
     closed.terminate()

@@ -55,7 +55,7 @@ async def ways_to(cluster: Cluster, token: str, node: str | None) -> list[Way]:
                 return [Way(node, one.directory / "admin.sock")]
         if unknown is not None:
             raise unknown
-        return [_remote(node, elsewhere, [one.name for one in here], token)]
+        return [_remote(node, elsewhere, [one.name for one in here], token, cluster.state)]
     known = slugs if live is None else {slug(record.node) for record in live}
     sockets = [(one.name, one.directory / "admin.sock") for one in here if one.directory.name in known]
     ways = [Way(name, file) for name, file in sockets if file.exists()]
@@ -65,7 +65,7 @@ async def ways_to(cluster: Cluster, token: str, node: str | None) -> list[Way]:
     return ways
 
 
-def _remote(node: str, elsewhere: list[NodeRecord], here: list[str], token: str) -> Way:
+def _remote(node: str, elsewhere: list[NodeRecord], here: list[str], token: str, state: Path) -> Way:
     from yanchat.admin.client import Remote
 
     record = next((record for record in elsewhere if record.node == node), None)
@@ -73,9 +73,8 @@ def _remote(node: str, elsewhere: list[NodeRecord], here: list[str], token: str)
         names = ", ".join([*here, *(record.node for record in elsewhere)]) or "none"
         raise NotFound(f"There is no node {node}; there are: {names}.")
     if not record.admin:
-        raise Unreachable(
-            f"{node} runs elsewhere and has no admin address: set admin.listen there, or call this there."
-        )
+        where = f"has no admin address, and its socket is not in {state}"
+        raise Unreachable(f"{node} {where}: set admin.listen there, or call this where it is.")
     if not token:
         raise Unreachable(f"{node} answers at {record.admin} only to who has the token: give --admin-token-file.")
     return Way(node, Remote(record.admin, token))

@@ -193,7 +193,8 @@ class Witnesses:
             why = f"{node} is dead, and its files are not in {self._cluster.state}: call this where they are."
             self.silent.append(Silent(node, why))
         else:
-            why = f"{node} runs elsewhere and has no admin address: set admin.listen there, or call this there."
+            where = f"has no admin address, and its files are not in {self._cluster.state}"
+            why = f"{node} {where}: set admin.listen there, or call this where they are."
             self.silent.append(Silent(node, why))
 
     async def ask(self, question: Callable[[Witness], Awaitable[Any]]) -> Heard:

@@ -113,8 +113,8 @@ async def _ask(cluster: Cluster, here: Here | None, record: NodeRecord | None, t
     dead = record is None or record.state == "dead"
     at = _place(here, record, token)
     if at is None:
-        if not dead:
-            return []  # it is another machine's, and whether it answers has been seen
+        if record is not None and not dead:
+            return [_unasked(record, cluster)]
         detail = f"{node} is registered and dead, and its state is not on this machine"
         return [warning("nodes.ready", detail, "start it, or forget it: `yanchat servers --repair`")]
     try:
@@ -129,6 +129,15 @@ async def _ask(cluster: Cluster, here: Here | None, record: NodeRecord | None, t
         fix = "see its log, and what else is found here; one that hangs has to be killed"
         return [failure("nodes.ready", f"{node} is not ready: {error}", fix)]
     return [ok("nodes.ready", f"{node} is ready"), *(await _descriptors(node, at, cluster))]
+
+
+def _unasked(record: NodeRecord, cluster: Cluster) -> Finding:
+    """Whether clients reach it has been seen; what it says of itself has not."""
+    if record.admin:
+        why, fix = f"it answers at {record.admin} only to who has the token", "give --admin-token-file"
+    else:
+        why, fix = f"it has no admin address, and its state is not in {cluster.state}", "set admin.listen there"
+    return warning("nodes.ready", f"{record.node} was not asked: {why}", f"{fix}, or call this where its state is")
 
 
 def _place(here: Here | None, record: NodeRecord | None, token: str) -> Path | Remote | None:
