@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from tests.cli.calls import quick
-from tests.running import RunningNode, call
+from tests.running import RunningNode, call, wait_until
 from tests.services import RedisServer
 from tests.system.test_cluster import settings
 
@@ -80,6 +80,15 @@ def test_a_session_is_closed_by_the_node_that_holds_it_or_the_node_says_why_not(
         done = quick("kick", "--openid", "bob", "--config", file, state=node.state)
     assert done.returncode != 78
     assert "Redis does not serve" in done.stderr
+    assert "password" in done.stderr
+
+
+def test_a_node_that_is_refused_says_that_it_is_the_password(node: RunningNode, redis_server: RedisServer) -> None:
+    """Redis 7 itself says `unauthenticated multibulk length`; and the node that had served goes on trying."""
+    with password(redis_server.url):
+        wait_until(lambda: "multibulk" in node.log.read_text(), "a heartbeat has failed")
+        lines = [line for line in node.log.read_text().splitlines() if "Redis does not serve" in line]
+        assert [line for line in lines if "multibulk" in line and "password" not in line] == []
 
 
 def test_doctor_finds_what_is_here_and_that_redis_refuses(

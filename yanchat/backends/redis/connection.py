@@ -19,6 +19,7 @@ _WRONG_SETTINGS: Final = (
     redis.exceptions.NoPermissionError,
 )
 _WRONG_TEXTS: Final = (
+    "unauthenticated",  # said of a long command, before any password is asked for
     "certificate verify failed",
     "certificate required",
     "unknown ca",
@@ -98,6 +99,8 @@ class Connection:
             return error
         reason = str(error).rstrip(".")
         wrong = isinstance(error, _WRONG_SETTINGS) or any(text in reason for text in _WRONG_TEXTS)
+        check = "check redis.url, the user, password and TLS files"
         if wrong and not self.proven:
-            return ConfigError(f"Redis refuses this node: {reason}; check redis.url, the user, password and TLS files.")
-        return RegistryUnavailable(f"Redis does not serve: {reason}; look at the server, or at redis.url.")
+            return ConfigError(f"Redis refuses this node: {reason}; {check}.")
+        fix = check if wrong else "look at the server, or at redis.url"
+        return RegistryUnavailable(f"Redis does not serve: {reason}; {fix}.")
