@@ -94,6 +94,9 @@ class Registry(ABC):
         its last `claim` or `enter` of that user.
         """
 
+    def forget(self, openids: Sequence[OpenId]) -> None:  # noqa: B027 - only who remembers has something to forget
+        """These users have come or gone: `locate` asks for them anew."""
+
     @abstractmethod
     async def sessions(self, *, node: Node | None = None, openid: OpenId | None = None) -> list[SessionRecord]:
         """All entries, also those of dead incarnations: of one node, of one user, or of all."""

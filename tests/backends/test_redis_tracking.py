@@ -142,6 +142,14 @@ async def test_who_stands_in_a_pending_set_is_asked_for(registry: RedisRegistry,
         assert ("HGETALL", "yan_client_bob") in asked
 
 
+async def test_who_is_said_to_have_come_or_gone_is_asked_for(registry: RedisRegistry, asked: list[Command]) -> None:
+    """The word of another node may be quicker than Redis'."""
+    await remembered(registry, asked)
+    registry.forget([BOB])
+    await registry.locate([BOB])
+    assert ("HGETALL", "yan_client_bob") in asked
+
+
 async def test_an_answer_that_was_overtaken_is_not_kept(
     registry: RedisRegistry, other: RedisRegistry, asked: list[Command]
 ) -> None:

@@ -54,6 +54,8 @@ def test_a_killed_node_starts_again_at_once_on_its_address(tmp_path: Path) -> No
         (["--listen", "0.0.0.0:0"], 78, "--insecure"),
         (["--listen", "0.0.0.0:0", "--insecure"], 78, "node.advertise"),
         (["--listen", "127.0.0.1:0", "--advertise", "nonsense"], 2, "node.advertise"),
+        (["--listen", "127.0.0.1:0", "--advertise", "мой:8084"], 78, "cannot name a node"),
+        (["--listen", "127.0.0.1:0", "--advertise", f"{'n' * 250}:8084"], 78, "cannot name a node"),
         (["--listen", "no.such.host.invalid:1"], 78, "cannot be resolved"),
         (["--log-format", "xml"], 2, "--log-format"),
         (["--log-level", "loud"], 2, "--log-level"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import trio
 from msgspec.structs import replace
 
 from tests.node.adopting import adopt, left_behind, the_only_row
 from tests.node.cluster import Client, Cluster, greeted, open_cluster
 from yanchat.config import RedeliverySettings
+from yanchat.errors import BusUnavailable
 from yanchat.model import Node, Totals
 from yanchat.node.adoption import FOREVER
 from yanchat.ports import CAME_FROM
@@ -222,3 +224,60 @@ async def test_before_an_adopted_row_is_given_up_the_topic_is_read_once_more(aut
         cluster.nodes["n3"].bus.up = True
         await trio.sleep(100)
         await _ann_is_told(cluster)
+
+
+def _unreadable(cluster: Cluster, reader: str, dead: str) -> None:
+    """The dead machine had the only replica of its topic, say."""
+    bus = cluster.nodes[reader].bus
+    read = bus.read
+
+    async def fails(node: Node, topic: Topic) -> list[Record]:
+        if node == Node(dead):
+            raise BusUnavailable(f"{dead}'s topic has no leader.")
+        return await read(node, topic)
+
+    bus.read = fails  # type: ignore[method-assign]
+
+
+async def test_a_topic_that_cannot_be_read_keeps_its_own_rows_only(
+    autojump_clock: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other messages are given up and purged in their time; its own when it can be read, which the log says."""
+    async with open_cluster("n1", "n2", "n3", redelivery=RedeliverySettings(lifetime=1000.0, keep=2000.0)) as cluster:
+        n2 = cluster.nodes["n2"]
+        await left_behind(cluster, "hello", to="nobody")
+        await adopt(cluster)
+        _unreadable(cluster, "n2", "n1:1")
+        ann = await n2.login("ann")
+        await greeted(ann)
+        ann.write("cid", "own")
+        await trio.sleep(10_000)
+        assert [told[1:] for told in ann.told] == [("cid", 410)]
+        assert (await the_only_row(cluster, "n2")).state == "pending"
+        assert "its messages are given up only when its ack topic can be read" in capsys.readouterr().out
+        del n2.bus.read  # type: ignore[method-assign]
+        await ann.until(lambda ann: [told[1:] for told in ann.told] == [("cid", 410), ("nobody", 410)], within=200)
+
+
+async def test_a_topic_that_cannot_be_read_silences_no_other(autojump_clock: object) -> None:
+    async with open_cluster("n1", "n2", "n3", "n4") as cluster:
+        bob = await cluster.nodes["n3"].login("bob", acks=False)
+        ann = await cluster.nodes["n4"].login("ann")
+        await greeted(bob, ann)
+        ann.write("bob", "from n4")
+        await bob.until(lambda bob: len(bob.messages) == 1)
+        ann.leave()
+        await trio.sleep(1)
+        cluster.nodes["n4"].crash()
+        await left_behind(cluster, "from n1", to="nobody")
+        cluster.nodes["n3"].bus.up = False
+        bob.ack(bob.messages[0])
+        await bob.until(lambda bob: bob.ack_statuses == [200])
+        bob.leave()
+        await adopt(cluster, "n1", "n2")
+        await adopt(cluster, "n4", "n2")
+        _unreadable(cluster, "n2", "n1:1")
+        await trio.sleep(10)
+        cluster.nodes["n3"].bus.up = True
+        ann = await cluster.nodes["n2"].login("ann")
+        await ann.until(lambda ann: [told[1:] for told in ann.told] == [("bob", 200)], within=200)

@@ -18,8 +18,8 @@ RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
         faults.test_what_comes_back_when_the_run_has_begun_is_heard_by_the_adopter,
         Mutation(
             adoption,
-            'self._settlement.hear(await self._bus.read(node, "ack"))',
-            'self._bus.read(node, "ack")',
+            "await self._settlement.hear(records)",
+            "pass",
             "what came back for the dead node is not heard",
         ),
     ),
@@ -54,8 +54,8 @@ RULES: dict[str, tuple[Callable[[object], Awaitable[None]], Mutation]] = {
         late.test_before_an_adopted_row_is_given_up_the_topic_is_read_once_more,
         Mutation(
             sweep,
-            "                        await self._adoption.hear()\n",
-            "",
+            "await self._adoption.hear()",
+            "True",
             "rows are given up though an ack may stand in the dead node's topic",
         ),
     ),

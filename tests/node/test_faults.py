@@ -182,6 +182,50 @@ async def test_while_the_registry_cannot_be_written_known_routes_serve(autojump_
         await bob.until(lambda bob: bob.texts == [str(number) for number in range(8)])
 
 
+async def test_who_has_come_or_gone_is_asked_for_anew(autojump_clock: object) -> None:
+    """Other nodes say so, perhaps before the registry does: a look must not find what it remembers."""
+    async with open_cluster("n1", "n2", "n3") as cluster:
+        n1, n2, n3 = (cluster.nodes[name] for name in ("n1", "n2", "n3"))
+        forgotten: list[OpenId] = []
+        n1.registry.forget = forgotten.extend  # type: ignore[method-assign]
+        ann, bob = await n1.login("ann"), await n2.login("bob", acks=False)
+        await greeted(ann, bob)
+        ann.write("bob", "hello")
+        await bob.until(lambda bob: len(bob.messages) == 1)
+        await trio.sleep(2)
+        assert not forgotten
+        again = await n3.login("bob")
+        await again.until(lambda again: again.texts == ["hello"])
+        assert forgotten == ["bob"]
+        ann.write("bob", "once more")
+        await again.until(lambda again: len(again.texts) == 2)
+        forgotten.clear()
+        bob.leave()
+        ann.write("bob", "for two")
+        await again.until(lambda again: len(again.texts) == 3)
+
+
+async def test_who_has_left_while_the_registry_cannot_be_written_costs_nothing(autojump_clock: object) -> None:
+    """His node says that he is not there: his last place is none any more."""
+    async with open_cluster("n1", "n2") as cluster:
+        n1, n2 = cluster.nodes["n1"], cluster.nodes["n2"]
+        ann, bob = await n1.login("ann"), await n2.login("bob", acks=False)
+        await greeted(ann, bob)
+        for number in range(8):
+            ann.write("bob", str(number))
+        await bob.until(lambda bob: len(bob.messages) >= 8)
+        cluster.registry.writable = False
+        await trio.sleep(15)
+        bob.leave()
+        await trio.sleep(60)
+        published = n1.counters.bus_published
+        await trio.sleep(600)
+        assert n1.counters.bus_published - published < 50  # the registry is asked each second, the bus is not
+        cluster.registry.writable = True
+        again = await n2.login("bob")
+        await again.until(lambda bob: sorted(bob.texts) == [str(number) for number in range(8)], within=30)
+
+
 @pytest.mark.parametrize("how", ["forget_all", "fail_over"])
 async def test_a_registry_that_forgets_knows_all_again_within_a_heartbeat(how: str, autojump_clock: object) -> None:
     """Sessions are claimed again, pending sets entered again, and whoever waited is pulled."""

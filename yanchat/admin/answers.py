@@ -40,9 +40,9 @@ async def read_order(request: Request, kind: type[T]) -> T:
     body = await request.body()
     try:
         return msgspec.json.decode(body, type=kind)
-    except UnicodeDecodeError:
-        raise BadRequest("The order is not UTF-8, as JSON has to be.") from None
-    except msgspec.DecodeError as error:
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:  # what is not UTF-8 was the former before msgspec 0.23
+        if not _is_utf8(body):
+            raise BadRequest("The order is not UTF-8, as JSON has to be.") from None
         if _has_half_a_character(body):
             sentence = (
                 "The order is not valid Unicode: an escape as \\ud800 is half a character, and needs its other half."
@@ -51,6 +51,14 @@ async def read_order(request: Request, kind: type[T]) -> T:
         raise BadRequest(f"The order is not understood: {error}.") from None
     except RecursionError:
         raise BadRequest("The order is nested too deeply.") from None
+
+
+def _is_utf8(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _has_half_a_character(body: bytes) -> bool:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from yanchat.config import Settings
 from yanchat.errors import AddressTaken, ConfigError
 from yanchat.model import Node
+from yanchat.names import LONGEST_NODE, is_node
 
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - that is what is asked about
 BACKLOG = 65_535
@@ -91,7 +92,7 @@ def _name(settings: Settings, listener: socket.socket, *, named: bool) -> Node:
     """The address under which the other nodes know this one: what is advertised, else where it listens."""
     if settings.node.advertise:
         split(settings.node.advertise, "node.advertise")
-        return Node(settings.node.advertise)
+        return _usable(settings.node.advertise)
     if settings.node.reuse_port:
         raise ConfigError(
             "node.advertise: each of the nodes that share a port needs one of its own; give it HOST:PORT."
@@ -100,4 +101,13 @@ def _name(settings: Settings, listener: socket.socket, *, named: bool) -> Node:
     host = split(settings.node.listen, "node.listen")[0] if named else str(bound)
     if host in EVERYWHERE:
         raise ConfigError("node.advertise: say under which HOST:PORT others find this node; it listens everywhere.")
-    return Node(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    return _usable(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+
+
+def _usable(address: str) -> Node:
+    if not is_node(address):
+        raise ConfigError(
+            f"node.advertise: {address!r} cannot name a node; give it a HOST:PORT of ASCII letters, digits, - and dots,"
+            f" {LONGEST_NODE} characters at most."
+        )
+    return Node(address)

@@ -29,6 +29,7 @@ REST: Final = 10.0
 """So many times as long as it took to read the topics of dead nodes, none is read."""
 FOREVER: Final = 1 << 46
 """No message was accepted later (ms): an order has room for it."""
+UNHEARD: Final = "its messages are given up only when its ack topic can be read, or has been deleted"
 SOON, SELDOM = 3.0, 60.0
 """After so many seconds they are read again, then after twice as long, and so on up to the latter."""
 
@@ -140,19 +141,30 @@ class Adoption:
         for node in sorted({record.dead, *record.earlier} - {self._node}):
             self._dead[node] = max(last, await self._outbox.mark(CAME_FROM + node, last))
 
-    async def hear(self) -> None:
-        """Settle what has come back by now. Nothing is committed: that is for the node, should it come back."""
+    async def hear(self) -> bool:
+        """Settle what has come back by now; whether all of it. Nothing is committed: the node may come back."""
+        whole = True
         for node in list(self._dead):
-            await self._settlement.hear(await self._bus.read(node, "ack"))
+            try:
+                records = await self._bus.read(node, "ack")
+            except BusUnavailable as error:
+                structlog.get_logger().warning("adoption.not_heard", dead=node, error=str(error), do=UNHEARD)
+                whole = False
+            else:
+                await self._settlement.hear(records)
+        return whole
 
     async def _hear_in_turn(self) -> None:
         began = self._clock.monotonic()
         if await self._done(self._forget):
-            await self._done(self.hear)
+            await self._done(self._hear_all)
         now = self._clock.monotonic()
         self._rested_at = now + REST * (now - began)
         self._hear_at = max(now + self._pause, self._rested_at)
         self._pause = min(2 * self._pause, SELDOM)
+
+    async def _hear_all(self) -> None:
+        await self.hear()
 
     async def _forget(self) -> None:
         """Let go those of whose rows none can be open any more."""

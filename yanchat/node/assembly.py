@@ -177,7 +177,7 @@ async def assemble(
         clock,
         counters,
         deliver=delivery.take,
-        doubtful=lambda: bool(lease.trouble),
+        doubtful=lambda: not lease.kept,
     )
     reception = Reception(
         node,

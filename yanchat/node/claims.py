@@ -35,7 +35,7 @@ class Claims:
         self._node, self._hub, self._registry, self._bus = node, hub, registry, bus
         self._lease, self._mailboxes, self._single = lease, mailboxes, single
         self._claims: dict[Session, bool] = {}
-        self._releases: list[SessionRecord] = []
+        self._releases: dict[SessionId, SessionRecord] = {}
         self._wake = trio.Event()
 
     def claim(self, session: Session) -> None:
@@ -51,7 +51,7 @@ class Claims:
 
     def release(self, record: SessionRecord) -> None:
         """A session has ended. Ids are never used twice, so removing one's own entry is always safe."""
-        self._releases.append(record)
+        self._releases[record.session_id] = record
         self._wake.set()
 
     def release_ghost(self, openid: OpenId, session_id: SessionId) -> None:
@@ -64,16 +64,16 @@ class Claims:
             await self._wake.wait()
             self._wake = trio.Event()
             claims, self._claims = self._claims, {}
-            releases, self._releases = self._releases, []
+            releases, self._releases = self._releases, {}
             try:
                 if releases:
-                    await self._registry.release(releases)
-                    releases = []
+                    await self._registry.release(list(releases.values()))
+                    releases = {}
                 if claims:
                     await self._claim(claims)
             except RegistryUnavailable as error:
                 structlog.get_logger().warning("registry.claim_failed", error=str(error))
-                self._releases = releases + self._releases
+                self._releases = releases | self._releases
                 for session in claims:
                     if session.open:
                         self._greet(session, pending=True)

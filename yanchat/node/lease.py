@@ -35,6 +35,8 @@ class Lease:
         self.joined = trio.Event()
         self.trouble = "The registry has not been asked yet."
         """Why the last heartbeat failed; empty when it did not."""
+        self.kept = True
+        """The lease could be renewed, or has not been tried: others' can be, too."""
         self.claim_all: Callable[[], None] = lambda: None
         """Claims every session again; set by whoever builds the node."""
         self._beaten = clock.monotonic()
@@ -68,6 +70,19 @@ class Lease:
 
     async def _beat(self) -> None:
         now = self._clock.monotonic()
+        try:
+            await self._keep()
+        except BaseException:
+            self.kept = False
+            raise
+        self.kept = True
+        epoch = await self._registry.epoch()
+        if self._unsaid or (self._epoch and epoch != self._epoch) or now - self._claimed >= SLOW:
+            self._again(now)
+        self._epoch = epoch
+        await self._look_around()
+
+    async def _keep(self) -> None:
         if not self.joined.is_set():
             await self._check_slug()
             await self._join()
@@ -79,11 +94,6 @@ class Lease:
             self._unsaid = True  # also when the answer to the join is lost: the next renewal finds us there
             await self._join()
             structlog.get_logger().warning("registry.joined_again", incarnation=self.incarnation)
-        epoch = await self._registry.epoch()
-        if self._unsaid or (self._epoch and epoch != self._epoch) or now - self._claimed >= SLOW:
-            self._again(now)
-        self._epoch = epoch
-        await self._look_around()
 
     async def _check_slug(self) -> None:
         """Topics and directories go by the slug: two live nodes with one would read each other's records."""

@@ -24,7 +24,7 @@ from yanchat.telemetry import Counters, Episode
 
 AGAIN_AFTER = 1.0
 ROUTES_REMEMBERED = 50_000
-"""Users whose last known places serve while the registry cannot be reached."""
+"""Users whose last known places serve while the registry cannot be reached, or our lease not renewed."""
 
 
 class Looks:
@@ -51,7 +51,6 @@ class Looks:
         self._clock, self._counters, self._deliver, self._doubtful = clock, counters, deliver, doubtful
         self._locating = Episode("registry.locate")
         self._calm: dict[OpenId, float] = {}
-        self._routes: dict[OpenId, list[Place]] = {}
 
     def apply(self, limits: LimitSettings) -> None:
         """Hold what comes from now on to other limits."""
@@ -94,6 +93,10 @@ class Looks:
 
     async def _round(self, boxes: list[Mailbox]) -> None:
         busy = [box for box in boxes if not box.empty]
+        moved = [box.openid for box in boxes if box.openid in self._mailboxes.moved]
+        if moved:
+            self._registry.forget(moved)
+            self._mailboxes.moved.difference_update(moved)
         try:
             await self._leave([box for box in boxes if box.empty])
             if busy:
@@ -104,7 +107,7 @@ class Looks:
             self._locating.failed(error)
             self._counters.registry_failed += 1
             for box in busy:  # the last known route serves, and everything is looked at again
-                box.route = self._routes.get(box.openid, []) + self._mailboxes.here(box.openid)
+                box.route = self._mailboxes.routes.get(box.openid, []) + self._mailboxes.here(box.openid)
                 self._calm[box.openid] = self._clock.monotonic() + AGAIN_AFTER
         there = [box for box in busy if box.route]
         for box in there:
@@ -134,13 +137,13 @@ class Looks:
             openid = box.openid
             box.route = [(entry.node, entry.session_id) for entry in found.get(openid, ()) if entry.node != self._node]
             if not box.route and self._doubtful():
-                box.route = self._routes.get(openid, [])
-            self._routes.pop(openid, None)
+                box.route = self._mailboxes.routes.get(openid, [])
+            self._mailboxes.routes.pop(openid, None)
             if box.route:
-                self._routes[openid] = box.route
+                self._mailboxes.routes[openid] = box.route
             box.route = box.route + self._mailboxes.here(openid)  # about itself a node asks its own hub
-        while len(self._routes) > ROUTES_REMEMBERED:
-            del self._routes[next(iter(self._routes))]
+        while len(self._mailboxes.routes) > ROUTES_REMEMBERED:
+            del self._mailboxes.routes[next(iter(self._mailboxes.routes))]
 
     def _must_await(self, box: Mailbox) -> bool:
         late = not box.route or box.oldest + GRACE <= self._clock.monotonic()

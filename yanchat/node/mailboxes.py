@@ -40,6 +40,10 @@ class Mailboxes:
         self.items: dict[Key, Item] = {}
         self.awaited: dict[OpenId, bool] = {}
         """Users for whom rows are on disk alone, or in whose pending set we stand (True)."""
+        self.routes: dict[OpenId, list[Place]] = {}
+        """Where users were when they were last found."""
+        self.moved: set[OpenId] = set()
+        """Of whom it was said that they have come or gone: what the registry remembers of them is old."""
         self._nudged: dict[OpenId, None] = {}
         self._later: dict[OpenId, None] = {}
         """Who is looked at only because everybody is: nobody for whom something has changed waits for all of them."""
@@ -113,13 +117,18 @@ class Mailboxes:
             self.awaited.setdefault(openid, True)
         elif not self.holds(openid):
             return
+        self.moved.add(openid)
         self.box(openid).calm_down()
         self.nudge(openid)
 
     def gone(self, openid: OpenId, place: Place) -> None:
         """That session is not there (any more)."""
+        route = self.routes.get(openid, [])
+        if place in route:
+            self.routes[openid] = [known for known in route if known != place]
         box = self.boxes.get(openid)
         if box is not None:
+            self.moved.add(openid)
             box.on_gone(place, self._now())
             self.nudge(openid)
 

@@ -7,6 +7,7 @@ import trio
 
 from yanchat.config import RedeliverySettings
 from yanchat.errors import YanchatError
+from yanchat.model import Key
 from yanchat.node.adoption import Adoption
 from yanchat.node.hub import Hub
 from yanchat.node.mailboxes import Mailboxes
@@ -66,15 +67,24 @@ class Sweep:
         while True:
             try:
                 now = self._clock.wall()
-                before, heard = now - int(lifetime * 1000), False
-                while rows := await self._outbox.expired(before, before, CHUNK):
-                    if not heard and any(row.adopted_at for row in rows):
-                        await self._adoption.hear()
-                        heard = True
-                    if not await self._settlement.bury(rows):
-                        break  # all of them changed meanwhile
+                await self._bury(now - int(lifetime * 1000))
                 while await self._outbox.purge(now - int(keep * 1000), CHUNK):
                     pass
             except YanchatError as error:
                 structlog.get_logger().warning("sweep.failed", error=str(error))
             await trio.sleep(period)
+
+    async def _bury(self, before: int) -> None:
+        """Give up what is older, but for adopted rows of which an ack may stand where it cannot be read now."""
+        asked, heard, kept = False, True, set[Key]()
+        while True:
+            found = await self._outbox.expired(before, before, CHUNK + len(kept))
+            rows = [row for row in found if row.envelope.key not in kept]
+            adopted = {row.envelope.key for row in rows if row.adopted_at}
+            if adopted and not asked:
+                asked, heard = True, await self._adoption.hear()
+            if not heard:
+                kept |= adopted
+                rows = [row for row in rows if not row.adopted_at]
+            if not (rows or adopted) or (rows and not await self._settlement.bury(rows)):
+                break  # there are none, or all of them changed meanwhile

@@ -27,11 +27,10 @@ REST: Final = 0.01
 CLOSED_WITHIN: Final = 1.0
 SILENT_AFTER: Final = 10.0
 """Seconds without a word from the brokers on what is under way, after which it counts as a failure, again and again."""
-_NOBODYS: Final = frozenset(
-    {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
-)
-"""Errors of a record whose topic is not there. A node makes its topics when it starts, and then sends all again that it
-has not heard of: so nobody misses the record, and to publish it again would not help."""
+_NOBODYS: Final = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
+"""Errors of a record whose topic is not there. A node makes its topics when it starts, and then sends all again that
+is open; so nobody misses the record, unless that node starts only after its messages have grown too old. To publish it
+again for ever would help nobody."""
 Sent = tuple[str, str | None, bytes, dict[str, str | bytes | None]]
 """Topic, key, value and headers of one record."""
 

@@ -37,7 +37,8 @@ async def open_registry(settings: RedisSettings, lease: float) -> AsyncIterator[
     """The registry; `lease` in seconds. Redis may be away: calls fail until it is there. ConfigError: it refuses us."""
     connection = Connection(connector(settings))
     pipelines = Pipelines(connection)
-    tracking = Tracking(connector(settings, protocol=3), names.user_key("", settings.key_prefix))
+    whole = "+cluster:" in settings.url  # one server does not say what changes on the others
+    tracking = Tracking(None if whole else connector(settings, protocol=3), names.user_key("", settings.key_prefix))
     pipelines.open()
     try:
         registry = RedisRegistry(pipelines, connection, tracking, settings.key_prefix, lease)
@@ -148,6 +149,9 @@ class RedisRegistry(Registry):
         finally:
             self._tracking.keep(call, rest, found)
         return {**known, **found}
+
+    def forget(self, openids: Sequence[OpenId]) -> None:
+        self._tracking.forget(openids)
 
     def _locate(self, openids: Sequence[OpenId]) -> Rounds[Mapping[OpenId, Sequence[SessionRecord]]]:
         guessed = list(self._leases.live)[:GUESSED]  # whether they still are is asked in the same round

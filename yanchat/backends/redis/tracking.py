@@ -37,8 +37,8 @@ Located = Sequence[SessionRecord]
 class Tracking:
     """Used on the trio loop until `close`; what Redis says comes in a thread, which the first question starts."""
 
-    def __init__(self, connect: Callable[[], Client], prefix: str) -> None:
-        """`connect` makes a client that speaks RESP3; `prefix`: what all keys of users begin with."""
+    def __init__(self, connect: Callable[[], Client] | None, prefix: str) -> None:
+        """`connect` makes a client that speaks RESP3 (None: ask each time); `prefix`: how all keys of users begin."""
         self._connect, self._prefix = connect, prefix
         self._lock = threading.Lock()
         self._on = False
@@ -68,7 +68,7 @@ class Tracking:
     def ask(self, openids: Sequence[OpenId]) -> object:
         """Before Redis is asked for these: what changes from now on is not missed. Give the result to `keep`."""
         call = object()
-        if self._thread.ident is None:
+        if self._connect is not None and self._thread.ident is None:
             self._thread.start()
         with self._lock:
             if self._on:
@@ -102,14 +102,15 @@ class Tracking:
 
     # -- the thread ----------------------------------------------------------------------------------------------------
     def _serve(self) -> None:
+        assert self._connect is not None
         last = ""
         while not self._closing.is_set():
             rest = AGAIN_AFTER
             try:
-                self._follow()
-            except redis.RedisError as error:
+                self._follow(self._connect())
+            except (redis.RedisError, OSError) as error:
                 rest = REFUSED_FOR if isinstance(error, redis.ResponseError) else AGAIN_AFTER
-                if str(error) != last:
+                if str(error) != last or self._on:
                     last = str(error)
                     structlog.get_logger().info("registry.not_tracked", error=last)
             except Exception:
@@ -118,11 +119,8 @@ class Tracking:
                 self._turn(on=False)
             self._closing.wait(rest)
 
-    def _follow(self) -> None:
-        client = self._connect()
-        if isinstance(client, redis.RedisCluster):
-            self._closing.wait()  # keys of one server are not heard of by the others
-            return
+    def _follow(self, client: Client) -> None:
+        assert isinstance(client, redis.Redis)
         pool = client.connection_pool
         connection: Any = pool.get_connection()
         try:
