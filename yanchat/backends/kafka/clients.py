@@ -63,7 +63,7 @@ def producer_config(settings: KafkaSettings, client: str, largest: int) -> Confi
     """Records are known again by their message id, so the producer need not be idempotent.
 
     It would send no more while five records of a topic are under way, and meanwhile look again and again without a
-    pause (`rd_kafka_toppar_producer_serve` of librdkafka 2.16): a quarter of a node's processor time.
+    pause (`rd_kafka_toppar_producer_serve` of librdkafka 2.16), which takes what the processors have left.
     """
     promises = {"acks": "all", "enable.idempotence": False, "allow.auto.create.topics": False}
     return _config(settings, client, {**_PRODUCER, "message.max.bytes": largest}, promises)
