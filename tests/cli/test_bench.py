@@ -66,6 +66,16 @@ def test_whoever_ends_it_ends_its_nodes(number: signal.Signals, interrupt: signa
     assert list(temporary.iterdir()) == []
 
 
+def test_its_nodes_end_however_it_ends(temporary: Path) -> None:
+    """By SIGKILL it can remove nothing, but no node may run on for ever."""
+    with running("bench", "--seconds", "60", "--pairs", "1", "--json", env={"TMPDIR": str(temporary)}) as process:
+        wait_until(lambda: list(temporary.glob("*/nodes/*/admin.sock")), "its node runs")
+        (node,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+        process.wait()
+        wait_until(lambda: not Path(f"/proc/{node}").exists(), "its node has ended")
+
+
 def test_who_ignores_a_hangup_goes_on(temporary: Path) -> None:
     """As under nohup."""
     ignore = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import secrets
@@ -77,6 +78,11 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
             signal.signal(one, signal.SIG_DFL)
 
 
+def _end_with_parent() -> None:
+    """In the node's process: SIGTERM when the call has ended, also by SIGKILL (PR_SET_PDEATHSIG, prctl(2))."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
 @contextmanager
 def _process(directory: Path, number: int, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     command = [
@@ -86,7 +92,12 @@ def _process(directory: Path, number: int, environment: Mapping[str, str]) -> It
     with (
         (directory / f"{number}.log").open("wb") as log,
         subprocess.Popen(  # noqa: S603 - this very program
-            command, env=environment, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - there is no thread yet
         ) as process,
     ):
         try:
