@@ -28,15 +28,6 @@ PATIENCE = 30.0
 
 
 @pytest.fixture
-def server(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    """The private server, as redis-cli sees it; empty before and after."""
-    with redis.Redis(port=redis_server.port, decode_responses=True) as client:
-        client.flushall()
-        yield client
-        client.flushall()
-
-
-@pytest.fixture
 async def registry(redis_server: RedisServer, server: redis.Redis) -> AsyncIterator[RedisRegistry]:
     async with open_registry(RedisSettings(url=redis_server.url), LEASE) as opened:
         yield opened
@@ -240,13 +231,12 @@ async def test_the_error_of_one_call_is_not_the_others(registry: RedisRegistry, 
     assert f"key yan_websocket_server:{THERE}" in failures[0]
 
 
-@pytest.mark.parametrize("user", ["bob", "cid"])
 async def test_what_somebody_else_wrote_at_one_user_disturbs_no_other(
-    user: str, registry: RedisRegistry, server: redis.Redis, capsys: pytest.CaptureFixture[str]
+    registry: RedisRegistry, server: redis.Redis, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """He counts as nowhere until the key is gone; the log names it, once."""
     await registry.join(node())
-    bad = OpenId(user)
+    bad = BOB
     for key in (f"yan_client_{bad}", f"yan_pending_{bad}"):
         server.set(key, "garbage")
     for _ in range(2):

@@ -86,5 +86,7 @@ class Sweep:
             if not heard:
                 kept |= adopted
                 rows = [row for row in rows if not row.adopted_at]
-            if not (rows or adopted) or (rows and not await self._settlement.bury(rows)):
-                break  # there are none, or all of them changed meanwhile
+            if not (rows or adopted):
+                break
+            if rows and not await self._settlement.bury(rows):
+                break  # all of them changed meanwhile
